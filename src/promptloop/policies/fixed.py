@@ -1,0 +1,73 @@
+"""Policies without weights: the identity, a table, a template."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import final
+
+import torch
+from torch import Tensor
+
+from promptloop.policies.contract import Draft, Policy, Request
+from promptloop.policies.message import read
+
+
+class Fixed(Policy):
+    """A policy that is a plain function of the request: no tokens, no randomness."""
+
+    @abstractmethod
+    def answer(self, request: Request) -> str:
+        """What it says to one request."""
+
+    def write(self, requests: Sequence[Request], seeds: Sequence[int]) -> list[Draft]:
+        drafts = []
+        for request in requests:
+            answer = self.answer(request)
+            text, kept = read(request, answer)
+            drafts.append(Draft(request, text, answer=answer, kept=kept))
+        return drafts
+
+    def log_prob(self, drafts: Sequence[Draft]) -> tuple[Tensor, Tensor]:
+        """Empty [B, 0]: nothing was drawn."""
+        return torch.zeros(len(drafts), 0), torch.zeros(len(drafts), 0, dtype=torch.bool)
+
+
+@final
+@dataclass(frozen=True)
+class Identity(Fixed):
+    """Repeats the prompt in force."""
+
+    def answer(self, request: Request) -> str:
+        return request.prompt
+
+
+@final
+@dataclass(frozen=True)
+class Table(Fixed):
+    """Looks the query up: `Table({"a dog": "a photo of a dog"})`. A query that is not in it keeps its prompt."""
+
+    prompts: Mapping[str, str] = field(default_factory=dict)
+
+    def answer(self, request: Request) -> str:
+        return self.prompts.get(request.query, request.prompt)
+
+
+@final
+@dataclass(frozen=True)
+class Template(Fixed):
+    """Fills `{query}` and `{prompt}`: `Template("a photo of {query}")`."""
+
+    text: str
+
+    def __post_init__(self) -> None:
+        try:
+            self.text.format(query="", prompt="")
+        except (KeyError, IndexError, ValueError) as error:
+            raise ValueError(
+                f"template {self.text!r} may only name {{query}} and {{prompt}} (problem: {error})"
+            ) from None
+
+    def answer(self, request: Request) -> str:
+        return self.text.format(query=request.query, prompt=request.prompt)
