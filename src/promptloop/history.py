@@ -1,0 +1,80 @@
+"""A diffusers scheduler in the middle of a run, as something that moves with the samples."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from promptloop.schedules import is_flow
+
+
+@final
+class History:
+    """A diffusers scheduler in the middle of a run. Every tensor it keeps in x's shape [B, ...] moves with the samples."""
+
+    def __init__(self, scheduler: Any, index: int, shape: tuple[int, ...]) -> None:
+        self.scheduler, self.index, self.shape = scheduler, index, shape
+
+    def advance(self, state: Any, clean: Tensor) -> Tensor:
+        """x at the next level; changes this History (fork first)."""
+        t = self.scheduler.timesteps[self.index]
+        if float(t) != state.level.t or state.x.shape != self.shape:
+            raise ValueError(f"the scheduler is at t = {float(t):g} with x of shape {tuple(self.shape)}, the state at "
+                             f"t = {state.level.t:g} with {tuple(state.x.shape)}; its steps cannot be skipped or redone")
+        if "scale_model_input" in dir(self.scheduler):
+            self.scheduler.scale_model_input(state.x[:1], t)  # k-style schedulers insist on the call; the result is ours
+        options = {}
+        if "generator" in inspect.signature(self.scheduler.step).parameters:
+            options["generator"] = [state.generator(i, "step") for i in range(len(state.x))]
+        self.index += 1
+        return self.scheduler.step(self._output(state, clean), t, state.x, return_dict=False, **options)[0].float()
+
+    def _output(self, state: Any, clean: Tensor) -> Tensor:
+        """The clean estimate in the scheduler's own parameterisation."""
+        alpha, sigma = state.level.alpha, state.level.sigma
+        kind = self.scheduler.config.get("prediction_type", "epsilon")
+        if kind == "sample":
+            return clean
+        noise = (state.x - alpha * clean) / sigma
+        if kind == "flow_prediction" or is_flow(self.scheduler):
+            return noise - clean
+        if kind == "v_prediction":
+            return (alpha * noise - sigma * clean) / math.hypot(alpha, sigma)
+        if kind == "epsilon":
+            return noise
+        raise ValueError(f"prediction_type {kind!r} of {type(self.scheduler).__name__} is not known; "
+                         "use epsilon, sample, v_prediction or flow_prediction")
+
+    def fork(self) -> History:
+        """A copy that can be advanced without changing this one."""
+        return self._rebuilt(self.shape, lambda rows: rows[0], [])
+
+    def take(self, index: Tensor) -> History:
+        """The samples `index` (LongTensor)."""
+        return self._rebuilt((len(index), *self.shape[1:]), lambda rows: rows[0][index], [])
+
+    def join(self, others: Iterable[History]) -> History:
+        """These samples, then the others', which are at the same step."""
+        rest = [*others]
+        size = self.shape[0] + sum(other.shape[0] for other in rest)
+        return self._rebuilt((size, *self.shape[1:]), torch.cat, rest)
+
+    def _rebuilt(self, shape: tuple[int, ...], change: Callable[[list[Tensor]], Tensor], rest: list[History]) -> History:
+        """The same scheduler where every per-sample tensor is change([it, and its like in the rest])."""
+
+        def rebuilt(values: list[Any]) -> Any:
+            if isinstance(values[0], list):
+                return [rebuilt([*entries]) for entries in zip(*values, strict=True)]
+            per_sample = isinstance(values[0], Tensor) and values[0].shape == self.shape
+            return change(values) if per_sample else values[0]
+
+        scheduler = copy.copy(self.scheduler)
+        for name, value in vars(self.scheduler).items():
+            vars(scheduler)[name] = rebuilt([value, *(vars(other.scheduler)[name] for other in rest)])
+        return History(scheduler, self.index, shape)

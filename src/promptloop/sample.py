@@ -1,0 +1,207 @@
+"""The sampling loop: noise becomes an image, and controls may act on every step.
+
+`trajectory` is the loop, `advance` one turn of it, `sample` runs it to the end, `rescore` scores a recorded path again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from promptloop.schedules import Level, check
+from promptloop.solvers import DDIM, Euler, Scheduler, Solver
+from promptloop.state import Control, Draw, Run, State, _texts, join
+from promptloop.transition import Transition
+
+__all__ = ["Control", "Draw", "Level", "Run", "Sample", "State", "Transition", "advance", "begin", "default_solver", "join",
+           "renoise", "rescore", "sample", "trajectory", "value"]
+
+
+# --- the loop
+
+
+def trajectory(denoiser: Any, prompts: Sequence[str], *, levels: Sequence[Level], solver: Solver,
+               controls: Sequence[Control] = (), seeds: Sequence[int], noise: Tensor | None = None) -> Iterator[State]:
+    """Yields the state before the first step and after every step; its last x is the clean latent [B, ...].
+
+    Sample i depends on prompts[i] and seeds[i] only. `noise` [B, ...] replaces the unit noise the seeds would draw.
+    Gradients are recorded as the caller's grad mode says (`sample` turns them off).
+    """
+    state = begin(Run(denoiser, check(levels), solver, tuple(controls)), prompts, seeds, noise)
+    for control in state.run.controls:
+        state = control.start(state)
+    yield state
+    for level in state.run.levels[1:]:
+        state = advance(state, level)
+        yield state
+
+
+def advance(state: State, level: Level) -> State:
+    """One whole step, from state.level to `level`."""
+    run = state.run
+    for control in run.controls:
+        state = control.condition(state)  # what is asked for
+    state = embed(state)
+    denoise = run.denoiser.clean
+    for control in run.controls:
+        denoise = control.guide(denoise, state)  # what the denoiser answers
+    transition = run.solver(denoise, state, level)  # a step is a Gaussian
+    draw: Draw = gaussian
+    for control in run.controls:
+        draw = control.propose(draw, state)  # which point of it
+    x, log_weight = draw(state, transition)
+    memory = {**state.memory, "log_weight": state.memory["log_weight"] + log_weight}
+    state = replace(state, step=state.step + 1, level=level, x=x, transition=transition, memory=memory)
+    for control in run.controls:
+        state = control.select(state)  # who goes on
+    return state
+
+
+def gaussian(state: State, transition: Transition) -> tuple[Tensor, Tensor]:
+    """The default draw: x ~ N(mean, std^2) with each sample's own noise, and log p - log q = 0."""
+    x = transition.mean
+    if bool((transition.std > 0).any()):
+        x = x + transition.std.to(x) * state.noise("step")
+    return x, torch.zeros(len(x), device=x.device)
+
+
+def begin(run: Run, prompts: Sequence[str], seeds: Sequence[int], noise: Tensor | None = None) -> State:
+    """The state before the first step, before any control."""
+    queries = _texts("prompts", prompts, None)
+    if not queries or len(seeds) != len(queries):
+        raise ValueError(f"{len(seeds)} seeds for {len(queries)} prompts; give one seed per prompt, at least one")
+    rows = torch.as_tensor(seeds, dtype=torch.long)
+    noise = run.denoiser.noise(rows.tolist()) if noise is None else noise
+    if len(noise) != len(queries):
+        raise ValueError(f"noise of shape {tuple(noise.shape)} for {len(queries)} prompts")
+    x = noise.float() * run.solver.noise_scale(run.levels)
+    memory = {"log_weight": torch.zeros(len(x), device=x.device)}
+    return State(run, 0, run.levels[0], x, rows, queries, queries, memory=memory)
+
+
+def embed(state: State) -> State:
+    """The state with cond made from the prompts in force; embeds what is new, each distinct prompt once."""
+    if state.prompts == state.embedded:
+        return state
+    place = {prompt: i for i, prompt in reversed([*enumerate(state.embedded)])}  # where a row of it is
+    new = [prompt for prompt in dict.fromkeys(state.prompts) if prompt not in place]
+    cond: Any = state.cond
+    if new:
+        place |= {prompt: len(state.embedded) + i for i, prompt in enumerate(new)}
+        made = state.run.denoiser.embed(new)
+        cond = made if cond is None else cond.join([made])
+    rows = torch.tensor([place[prompt] for prompt in state.prompts], device=state.x.device)
+    return replace(state, cond=cond.take(rows), embedded=state.prompts)
+
+
+# --- running it
+
+
+@final
+@dataclass(frozen=True)
+class Sample:
+    """images [N, 3, H, W] in [0, 1] (None if not decoded) and the final state of all N samples."""
+
+    images: Tensor | None
+    state: State
+
+
+@torch.no_grad()
+def sample(denoiser: Any, prompts: Sequence[str], *, seeds: Sequence[int], steps: int | None = None,
+           levels: Sequence[Level] | None = None, solver: Solver | None = None, controls: Sequence[Control] = (),
+           noise: Tensor | None = None, max_batch: int | None = None, decode: bool = True,
+           on_step: Callable[[State], None] | None = None) -> Sample:
+    """Runs the loop to the end, at most `max_batch` samples at a time, which changes no sample.
+
+    Give `steps` (the solver's or the denoiser's own levels) or `levels`. The solver defaults to the one the denoiser's
+    scheduler stands for. `on_step` sees every state of every batch.
+    """
+    solver = default_solver(denoiser) if solver is None else solver
+    if (steps is None) == (levels is None):
+        raise ValueError("give either steps= or levels=")
+    if levels is None:
+        assert steps is not None
+        levels = solver.levels(steps) or denoiser.levels(steps)
+    if max_batch is not None and max_batch < 1:
+        raise ValueError(f"max_batch is {max_batch}; it must be at least 1")
+    if isinstance(prompts, str) or len(prompts) != len(seeds):
+        raise ValueError(f"{len(seeds)} seeds for prompts {prompts!r}; give two lists of the same length")
+    size, states, images = max_batch or max(len(prompts), 1), [], []
+    for k in range(0, max(len(prompts), 1), size):
+        part = slice(k, k + size)
+        for state in trajectory(denoiser, prompts[part], levels=levels, solver=solver, controls=controls,
+                                seeds=seeds[part], noise=None if noise is None else noise[part]):
+            if on_step is not None:
+                on_step(state)
+        states.append(state)
+        if decode:
+            images.append(denoiser.decode(state.x))
+    return Sample(torch.cat(images) if decode else None, join(states))
+
+
+def default_solver(denoiser: Any) -> Solver:
+    """The solver that the denoiser's own scheduler stands for: DDIM, Euler, or the scheduler itself, wrapped."""
+    scheduler = denoiser.scheduler
+    name = type(scheduler).__name__
+    if scheduler is None:
+        return DDIM()
+    changes_clean = scheduler.config.get("clip_sample", False) or scheduler.config.get("thresholding", False)
+    if name in ("DDIMScheduler", "PNDMScheduler") and not changes_clean:
+        return DDIM()
+    if name == "FlowMatchEulerDiscreteScheduler" and not scheduler.config.get("stochastic_sampling", False):
+        return Euler()
+    return Scheduler(scheduler)
+
+
+# --- scoring, and the pure functions for drivers above the loop
+
+
+def rescore(denoiser: Any, state: State, *, controls: Sequence[Control] | None = None, solver: Solver | None = None,
+            steps: Sequence[int] | None = None) -> Tensor:
+    """[B, T] log-probs of the path that Record kept, under `denoiser` now; differentiable in its network.
+
+    Deterministic steps stay nan and cost nothing. The prompts are those recorded; of the controls (those of the run if
+    None) only `guide` acts, and it must not depend on memory that changed during the run. `steps` picks columns.
+    ValueError without a recorded path, or when no step was stochastic.
+    """
+    if "path" not in state.memory:
+        raise ValueError("this state has no recorded path; put Record() among the controls")
+    path, known, said = state.memory["path"], state.memory["path_log_prob"], state.memory["path_prompts"]
+    if bool(known.isnan().all()):
+        raise ValueError("every step of the path was deterministic; sample with a stochastic solver, e.g. FlowSDE()")
+    run = replace(state.run, denoiser=denoiser)
+    run = run if controls is None else replace(run, controls=tuple(controls))
+    run = run if solver is None else replace(run, solver=solver)
+    state = replace(state, run=run, cond=None, embedded=(), transition=None)
+    columns = []
+    for k in range(known.shape[1]) if steps is None else steps:
+        if bool(known[:, k].isnan().all()):
+            columns.append(known[:, k])
+            continue
+        state = replace(state, step=k, level=run.levels[k], x=path[:, k], prompts=tuple(row[k] for row in said))
+        state = embed(state)
+        denoise = denoiser.clean
+        for control in run.controls:
+            denoise = control.guide(denoise, state)
+        columns.append(run.solver(denoise, state, run.levels[k + 1]).log_prob(path[:, k + 1]))
+    return torch.stack(columns, dim=1)
+
+
+def renoise(state: State, level: Level) -> State:
+    """The state taken back to a noisier level by the forward process; step, prompts and memory stay."""
+    kept = level.alpha / state.level.alpha
+    added = level.sigma**2 - (kept * state.level.sigma) ** 2
+    if level.share < state.level.share or added < 0:
+        raise ValueError(f"cannot renoise from {state.level} to {level}: it is not noisier")
+    return replace(state, level=level, x=kept * state.x + added**0.5 * state.noise("renoise"))
+
+
+def value(state: State, reward: Callable[[Tensor, Sequence[str]], Tensor]) -> Tensor:
+    """[B] the reward of the decoded clean estimate for the user's queries; ValueError before the first step."""
+    if state.transition is None:
+        raise ValueError("there is no estimate before the first step; advance the state once")
+    return reward(state.run.denoiser.decode(state.transition.clean), state.queries)

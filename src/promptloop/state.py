@@ -1,0 +1,205 @@
+"""The state of a batch in the middle of sampling, and what may act on it: State, Run, Control."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from promptloop.schedules import Level
+from promptloop.solvers import Denoise, Solver
+from promptloop.transition import Transition
+
+Draw = Callable[["State", Transition], tuple[Tensor, Tensor]]  # -> x [B, ...], log p - log q [B]
+
+
+@final
+@dataclass(frozen=True)
+class Run:
+    """What all samples of a run share."""
+
+    denoiser: Any
+    levels: tuple[Level, ...]
+    solver: Solver
+    controls: tuple[Control, ...]
+
+
+@final
+@dataclass(frozen=True)
+class State:
+    """Everything that belongs to the samples, batch first. `take` is the only mover, and it moves all of it.
+
+    step counts executed steps (0 before the first). queries are what the user asked, prompts what is in force, cond the
+    embedding of `embedded` (None before the first step). transition is the last executed step's. memory is what
+    controls keep: every value has one entry per sample (Tensor, tuple, or an object with take and join).
+    """
+
+    run: Run
+    step: int
+    level: Level
+    x: Tensor
+    seeds: Tensor
+    queries: tuple[str, ...]
+    prompts: tuple[str, ...]
+    cond: Any | None = None
+    embedded: tuple[str, ...] = ()
+    transition: Transition | None = None
+    memory: Mapping[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def take(self, index: Tensor | Sequence[int]) -> State:
+        """The samples `index` (LongTensor, list, or bool mask), in that order; all their belongings move along.
+
+        A sample taken twice goes on as two: its second and later copies get seeds of their own, derived from the
+        sample's seed, the step and the copy's number, so that stochastic steps part them.
+        """
+        rows = _rows(index, len(self))
+        picked = rows.tolist()
+        at = rows.to(self.x.device)
+        return replace(
+            self,
+            x=self.x[at],
+            seeds=torch.tensor(self._seeds(picked), dtype=torch.long),
+            queries=tuple(self.queries[i] for i in picked),
+            prompts=tuple(self.prompts[i] for i in picked),
+            cond=None if self.cond is None else self.cond.take(at),
+            embedded=tuple(self.embedded[i] for i in picked) if self.embedded else (),
+            transition=None if self.transition is None else self.transition.take(at),
+            memory={name: _take(value, at, picked) for name, value in self.memory.items()},
+        )
+
+    def say(self, prompts: Sequence[str]) -> State:
+        """The state with these prompts in force from the next step on, one per sample."""
+        return replace(self, prompts=_texts("prompts", prompts, len(self)))
+
+    def remember(self, **values: Any) -> State:
+        """The state with these values in memory, each with one entry per sample."""
+        for name, value in values.items():
+            if isinstance(value, Tensor | tuple):
+                if isinstance(value, Tensor) and value.ndim == 0 or len(value) != len(self):
+                    raise ValueError(f"memory {name!r} needs one entry for each of the {len(self)} samples")
+            elif not callable(getattr(value, "take", None)) or not callable(getattr(value, "join", None)):
+                raise ValueError(f"memory {name!r} is a {type(value).__name__}; give a Tensor, a tuple, or an object "
+                                 "with take(index) and join(others), so that it can follow its samples")
+        return replace(self, memory={**self.memory, **values})
+
+    def generator(self, i: int, purpose: str) -> torch.Generator:
+        """A CPU generator for sample i at this step: a function of (seed, step, purpose) and of nothing else."""
+        return torch.Generator("cpu").manual_seed(_hash(int(self.seeds[i]), self.step, purpose))
+
+    def noise(self, purpose: str) -> Tensor:
+        """Unit noise in x's shape, row i from generator(i, purpose)."""
+        shape = self.x.shape[1:]
+        rows = [torch.randn(shape, generator=self.generator(i, purpose)) for i in range(len(self))]
+        return torch.stack(rows).to(self.x.device)
+
+    def _seeds(self, picked: list[int]) -> list[int]:
+        """Seeds of the picked samples; copies of a sample get fresh ones that no other sample here has."""
+        known = self.seeds.tolist()
+        result, taken, used = [], set(known), set[int]()
+        for i in picked:
+            seed, copy = known[i], 0
+            while i in used and seed in taken:
+                copy += 1
+                seed = _hash(known[i], self.step, f"copy {copy}")
+            used.add(i)
+            taken.add(seed)
+            result.append(seed)
+        return result
+
+
+def join(states: Sequence[State]) -> State:
+    """One state with the samples of all, in order; they must be at the same step of the same run."""
+    first = states[0]
+    if len(states) == 1:
+        return first
+    if any(state.run != first.run or state.step != first.step for state in states):
+        raise ValueError("only states at the same step of the same run can be joined")
+    rest = states[1:]
+    return replace(
+        first,
+        x=torch.cat([state.x for state in states]),
+        seeds=torch.cat([state.seeds for state in states]),
+        queries=sum((state.queries for state in states), ()),
+        prompts=sum((state.prompts for state in states), ()),
+        cond=None if first.cond is None else first.cond.join([state.cond for state in rest]),
+        embedded=sum((state.embedded for state in states), ()),
+        transition=None if first.transition is None else first.transition.join([s.transition for s in rest]),  # type: ignore[misc]
+        memory={name: _join(value, [state.memory[name] for state in rest]) for name, value in first.memory.items()},
+    )
+
+
+class Control:
+    """Acts on the loop through five verbs, each the identity here. Settings are frozen; per-sample things go to memory.
+
+    A control never runs the loop and never draws from a global generator (use state.generator or state.noise).
+    The order of controls is the order of the list.
+    """
+
+    def start(self, state: State) -> State:
+        """Before the first step: initial noise and prompt."""
+        return state
+
+    def condition(self, state: State) -> State:
+        """Before every step: the prompt in force."""
+        return state
+
+    def guide(self, denoise: Denoise, state: State) -> Denoise:
+        """What the denoiser answers: wraps (x, level, cond) -> clean, all [B, ...]."""
+        return denoise
+
+    def propose(self, draw: Draw, state: State) -> Draw:
+        """Which point of the step's Gaussian: wraps (state, transition) -> (x, log p - log q [B])."""
+        return draw
+
+    def select(self, state: State) -> State:
+        """After every step: who goes on (state.take)."""
+        return state
+
+
+def _rows(index: Tensor | Sequence[int], size: int) -> Tensor:
+    """index as a LongTensor of rows, on the CPU."""
+    rows = torch.as_tensor(index).cpu()
+    if rows.dtype == torch.bool:
+        if rows.shape != (size,):
+            raise ValueError(f"a mask of shape {tuple(rows.shape)} cannot pick from {size} samples")
+        rows = rows.nonzero()[:, 0]
+    rows = rows.long()
+    if rows.ndim != 1 or len(rows) == 0:
+        raise ValueError(f"index of shape {tuple(rows.shape)}: give a list of at least one sample")
+    if not bool(((rows >= 0) & (rows < size)).all()):
+        raise ValueError(f"index {rows.tolist()} reaches outside the {size} samples 0 to {size - 1}")
+    return rows
+
+
+def _take(value: Any, at: Tensor, picked: list[int]) -> Any:
+    if isinstance(value, Tensor):
+        return value[at.to(value.device)]
+    return tuple(value[i] for i in picked) if isinstance(value, tuple) else value.take(at)
+
+
+def _join(value: Any, others: list[Any]) -> Any:
+    if isinstance(value, Tensor):
+        return torch.cat([value, *others])
+    return sum(others, value) if isinstance(value, tuple) else value.join(others)
+
+
+def _texts(name: str, texts: Sequence[str], size: int | None) -> tuple[str, ...]:
+    """texts as a tuple of strings, `size` of them."""
+    if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"{name} must be a list of strings, got {texts!r}")
+    if size is not None and len(texts) != size:
+        raise ValueError(f"{len(texts)} {name} for {size} samples")
+    return tuple(texts)
+
+
+def _hash(seed: int, step: int, purpose: str) -> int:
+    """A stable 63-bit seed."""
+    digest = hashlib.blake2b(f"{seed}/{step}/{purpose}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
