@@ -17,13 +17,15 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 PYTHON = sorted(p for d in ("src", "tests", "benchmarks") if (ROOT / d).is_dir() for p in (ROOT / d).rglob("*.py"))
 
 LOWEST = {"world", "rewards", "policies", "denoisers", "schedules"}
-LOOP = LOWEST | {"solvers", "sample", "parameters"}
+LOOP = LOWEST | {"transition", "solvers", "state", "sample", "parameters"}
 MIDDLE = LOOP | {"controls"}
 TRAIN = MIDDLE | {"rollout", "objectives"}
 ARROWS = {  # room -> the rooms it may import
     **dict.fromkeys(LOWEST, LOWEST),
-    "solvers": {"schedules", "denoisers"},
-    "sample": {"solvers", "schedules", "denoisers"},
+    "transition": set(),
+    "solvers": {"schedules", "transition"},
+    "state": {"schedules", "denoisers", "transition", "solvers"},
+    "sample": {"schedules", "denoisers", "transition", "solvers", "state"},
     "parameters": {"denoisers", "policies"},
     "controls": MIDDLE,
     "rollout": TRAIN,
