@@ -1,0 +1,61 @@
+"""Backbones: a diffusers pipeline seen as embed / clean / decode. diffusers is imported when one is loaded."""
+
+from __future__ import annotations
+
+import difflib
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from promptloop.denoisers.cond import Cond
+from promptloop.denoisers.denoiser import Denoiser
+
+__all__ = ["FAMILIES", "Cond", "Denoiser", "from_pipeline", "load"]
+
+FAMILIES = {  # pipeline class, as named in model_index.json -> the denoiser that runs it
+    "StableDiffusionPipeline": "promptloop.denoisers.sd:SD",
+    "StableDiffusion3Pipeline": "promptloop.denoisers.sd3:SD3",
+}
+
+
+def load(path: str | Path, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu",
+         lora: str | Path | None = None) -> Denoiser:
+    """The denoiser in a diffusers folder, or on the Hugging Face hub where `path` is an "owner/name" id.
+
+    A folder never needs the network; a hub id is downloaded (once). Only safetensors weights are read. All weights are
+    frozen: training turns on what it trains. A pipeline's safety checker is not loaded.
+
+    lora: a folder or .safetensors file in the diffusers or the peft layout, or a hub id; it stays a separate,
+        switchable set of weights.
+    ValueError: no such folder, no pipeline in it, an unsupported family, weights that are not safetensors, a lora that
+        does not fit.
+    """
+    from promptloop.denoisers import folders
+
+    source = folders.source(path)
+    index = folders.index(source)
+    family = _family(str(index.get("_class_name")))
+    pipe = folders.pipeline(source, index, dtype)
+    if lora is not None:
+        folders.add_lora(pipe, lora)
+    for part in pipe.components.values():
+        if isinstance(part, torch.nn.Module):
+            part.requires_grad_(False).eval()
+    return family(pipe.to(device))
+
+
+def from_pipeline(pipe: Any) -> Denoiser:
+    """The denoiser over an existing diffusers pipeline object, used as it is (weights, device, LoRAs, scheduler)."""
+    return _family(type(pipe).__name__)(pipe)
+
+
+def _family(name: str) -> Any:
+    """The denoiser class for a pipeline class name; ValueError naming the nearest and all supported ones."""
+    if name not in FAMILIES:
+        near = difflib.get_close_matches(name, FAMILIES, n=1)
+        hint = f" (nearest: {near[0]})" if near else ""
+        raise ValueError(f"{name} is not a supported pipeline{hint}; supported: {', '.join(FAMILIES)}")
+    module, _, attribute = FAMILIES[name].partition(":")
+    return getattr(import_module(module), attribute)

@@ -1,0 +1,66 @@
+"""What every denoiser over a diffusers pipeline shares: its latents, its decoder, its first text encoder's tokens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from promptloop.denoisers.denoiser import Denoiser
+
+
+class LatentDenoiser(Denoiser):
+    """A diffusers text-to-image pipeline with an autoencoder. Components stay the pipeline's: nothing is copied.
+
+    pipe: the pipeline; its loaded LoRAs, device and dtype are used as they are. Its safety checker is not run.
+    """
+
+    def __init__(self, pipe: Any, network: nn.Module) -> None:
+        self.pipe = pipe
+        self.network = network
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """(channels, height, width) of one latent at the network's own resolution."""
+        settings = self.network.config
+        size = settings.sample_size
+        height, width = (size, size) if isinstance(size, int) else size
+        return (settings.in_channels, height, width)
+
+    @property
+    def scheduler(self) -> Any:
+        """The pipeline's scheduler."""
+        return self.pipe.scheduler
+
+    @property
+    def scheduler_options(self) -> dict[str, float]:
+        """What the pipeline gives its scheduler's set_timesteps besides the number of steps."""
+        return {}
+
+    def decode(self, x: Tensor, size: int | None = None) -> Tensor:
+        """Clean latents [B, C, h, w] to images [B, 3, H, W] in [0, 1], float32; differentiable.
+
+        size: resize to size x size with antialiasing, as policies want it; None keeps the decoder's size.
+        """
+        vae = self.pipe.vae
+        latents = self._unscaled(x).to(vae.dtype)
+        images = self.pipe.image_processor.denormalize(vae.decode(latents, return_dict=False)[0].float())
+        if size is None or images.shape[-2:] == (size, size):
+            return images
+        return F.interpolate(images, (size, size), mode="bilinear", antialias=True, align_corners=False)
+
+    def _unscaled(self, x: Tensor) -> Tensor:
+        """From the network's latents to the autoencoder's."""
+        settings = self.pipe.vae.config
+        return x / settings.scaling_factor + (settings.get("shift_factor") or 0.0)
+
+
+def text_room(tokenizer: Any, length: int) -> int:
+    """Tokens left for the text in a sequence of `length`, its start and end marks taken off."""
+    return length - tokenizer.num_special_tokens_to_add()
+
+
+def text_tokens(tokenizer: Any, text: str) -> int:
+    """Tokens of `text`, without start and end marks and without truncation."""
+    return len(tokenizer(text, add_special_tokens=False, truncation=False, verbose=False).input_ids)

@@ -1,0 +1,77 @@
+"""Stable Diffusion 3 and 3.5: a transformer trained by flow matching, two CLIP text encoders and, where loaded, T5."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, final
+
+import torch
+from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import calculate_shift
+from torch import Tensor
+
+from promptloop.denoisers.cond import Cond
+from promptloop.denoisers.latent import LatentDenoiser, text_room, text_tokens
+from promptloop.schedules import Level, from_scheduler
+
+T5_LENGTH = 256  # tokens the pipeline reads (or fills with zeros where T5 is absent) unless told otherwise
+
+
+@final
+class SD3(LatentDenoiser):
+    """A StableDiffusion3Pipeline, with or without its third text encoder (T5).
+
+    T5 reads 256 tokens as in the pipeline, fewer where its tokenizer's `model_max_length` says so.
+    """
+
+    def __init__(self, pipe: Any) -> None:
+        super().__init__(pipe, pipe.transformer)
+        third = pipe.tokenizer_3
+        self.t5_length = T5_LENGTH if third is None else min(T5_LENGTH, third.model_max_length)
+
+    def embed(self, prompts: Sequence[str]) -> Cond:
+        """Fields "text" [B, length, width] and "pooled" [B, width], by the pipeline's encode_prompt."""
+        text, _, pooled, _ = self.pipe.encode_prompt(
+            list(prompts), None, None, device=self.device, do_classifier_free_guidance=False,
+            max_sequence_length=self.t5_length)  # fmt: skip
+        return Cond({"text": text, "pooled": pooled})
+
+    def clean(self, x: Tensor, level: Level, cond: Cond) -> Tensor:
+        """Clean estimate [B, C, h, w] from the velocity noise - clean, at flow levels (alpha + sigma = 1) or rescaled ones.
+
+        A level of another kind is rescaled by alpha + sigma to the flow level with the same signal-to-noise ratio.
+        """
+        scale = level.alpha + level.sigma
+        weights = next(self.network.parameters())
+        fed = x / scale
+        t = torch.full((len(x),), level.t, device=x.device)
+        velocity = self.network(
+            hidden_states=fed.to(weights.dtype), timestep=t, encoder_hidden_states=cond.fields["text"].to(weights.dtype),
+            pooled_projections=cond.fields["pooled"].to(weights.dtype), return_dict=False)[0]  # fmt: skip
+        return fed - (level.sigma / scale) * velocity.float()
+
+    def levels(self, steps: int) -> list[Level]:
+        """The pipeline's own levels, steps + 1 of them, shifted for this latent size where the scheduler asks for it."""
+        return from_scheduler(self.scheduler, steps, **self.scheduler_options)
+
+    @property
+    def scheduler_options(self) -> dict[str, float]:
+        """With dynamic shifting, `mu` for this number of image tokens (the pipeline's calculate_shift)."""
+        settings = self.scheduler.config
+        if not settings.get("use_dynamic_shifting", False):
+            return {}
+        _, height, width = self.latent_shape
+        patch = self.network.config.patch_size
+        return {"mu": calculate_shift(
+            (height // patch) * (width // patch), settings.get("base_image_seq_len", 256),
+            settings.get("max_image_seq_len", 4096), settings.get("base_shift", 0.5), settings.get("max_shift", 1.16))}
+
+    @property
+    def text_limit(self) -> int:
+        """Tokens of a prompt that its longest reader takes in: T5 where it is loaded, else CLIP."""
+        if self.pipe.tokenizer_3 is not None:
+            return text_room(self.pipe.tokenizer_3, self.t5_length)
+        return text_room(self.pipe.tokenizer, self.pipe.tokenizer_max_length)
+
+    def count_tokens(self, text: str) -> int:
+        """Tokens of `text` as counted by the longest reader (T5 where it is loaded, else CLIP)."""
+        return text_tokens(self.pipe.tokenizer_3 or self.pipe.tokenizer, text)
