@@ -32,7 +32,9 @@ class Request:
         if not 0.0 <= self.progress <= 1.0:
             raise ValueError(f"progress is {self.progress}; it is the part of the trajectory done, in [0, 1]")
         if self.estimate is not None and (self.estimate.dim() != 3 or self.estimate.shape[0] != 3):
-            raise ValueError(f"estimate has shape {tuple(self.estimate.shape)}; it must be one image [3, H, W]")
+            raise ValueError(
+                f"estimate has shape {tuple(self.estimate.shape)}; it must be one image [3, H, W]"
+            )
 
 
 def _no_tokens() -> Tensor:

@@ -1,0 +1,234 @@
+"""A vision-language chat model as the policy: any image-text-to-text model of transformers, with LoRA or not.
+
+How the message is worded and how an answer is read is in `message.py`; how tokens are drawn in `decoding.py`.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import AutoModelForImageTextToText
+
+from promptloop.policies.contract import Draft, Policy, Request
+from promptloop.policies.decoding import Inputs, decode, positions, prefill
+from promptloop.policies.message import messages, percent, read
+from promptloop.policies.processor import load_processor
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Mllm(Policy):
+    """Writes prompts with `network`, a chat model that sees images.
+
+    Drafts are drawn from softmax(logits / temperature) over all tokens but the special ones (an end token is
+    allowed); no top-k, no top-p. `log_probs` are of that distribution, at generation and in `log_prob` alike.
+    `temperature=0` takes the likeliest token, with log-probs at temperature 1. An answer that has not ended
+    after `max_new_tokens` is refused as overlong. `reuse` reads shared parts of the prompts once.
+    """
+
+    network: Any
+    processor: Any
+    temperature: float = 1.0
+    max_new_tokens: int = 48
+    image_size: int | None = None
+    reuse: bool = True
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0:
+            raise ValueError(f"temperature is {self.temperature}; give 0 (greedy) or a positive number")
+        if self.max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens is {self.max_new_tokens}; a draft needs at least 1 token")
+        if not self.processor.tokenizer.chat_template and not self.processor.chat_template:
+            raise ValueError("the policy has no chat template; use a chat (instruction-tuned) checkpoint")
+
+    @staticmethod
+    def load(
+        path_or_id: str | Path,
+        *,
+        lora: str | Path | None = None,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+        temperature: float = 1.0,
+        max_new_tokens: int = 48,
+        image_size: int | None = None,
+    ) -> Mllm:
+        """From a folder or a hub id; `lora` is a PEFT folder, whose weights (alone) stay trainable."""
+        network = AutoModelForImageTextToText.from_pretrained(str(path_or_id), dtype=dtype)
+        if lora is not None:
+            from peft import PeftModel
+
+            network = PeftModel.from_pretrained(network, str(lora), is_trainable=True)
+        processor = load_processor(str(path_or_id))
+        return Mllm(network.to(device).eval(), processor, temperature, max_new_tokens, image_size)
+
+    @torch.no_grad()
+    def write(self, requests: Sequence[Request], seeds: Sequence[int]) -> list[Draft]:
+        """One draft per request; draft i depends on request i and seeds[i], whatever the rest of the batch."""
+        if len(seeds) != len(requests):
+            raise ValueError(f"{len(requests)} requests but {len(seeds)} seeds; give one seed per request")
+        drafts: dict[int, Draft] = {}
+        for rows in _by_picture(requests):
+            asked = [requests[i] for i in rows]
+            for i, draft in zip(rows, self._write(asked, [seeds[i] for i in rows]), strict=True):
+                drafts[i] = draft
+        return [drafts[i] for i in range(len(requests))]
+
+    def _write(self, requests: Sequence[Request], seeds: Sequence[int]) -> list[Draft]:
+        keys = [_key(request) if self.reuse else (i,) for i, request in enumerate(requests)]
+        distinct = list(dict.fromkeys(keys))
+        inputs = self._encode([requests[keys.index(key)] for key in distinct])
+        image_token = getattr(self.processor, "image_token_id", None)
+        begun = prefill(self.network, inputs, image_token=image_token, reuse=self.reuse)
+        begun = begun.take([distinct.index(key) for key in keys])
+        tokens, log_probs = decode(
+            self.network,
+            begun,
+            log_softmax=self._log_softmax,
+            uniforms=self._uniforms(seeds).to(self._device) if self.temperature else None,
+            stop=torch.tensor(sorted(self._ends), device=self._device),
+            limit=self.max_new_tokens,
+        )
+        return [self._draft(*row) for row in zip(requests, tokens, log_probs, strict=True)]
+
+    def log_prob(self, drafts: Sequence[Draft]) -> tuple[Tensor, Tensor]:
+        """See `Policy.log_prob`. Differentiable; put the network in the mode (train, eval) you want."""
+        width = max((len(draft.tokens) for draft in drafts), default=0)
+        parts, order = [], []
+        for rows in _by_picture([draft.request for draft in drafts]):
+            parts.append(self._log_prob([drafts[i] for i in rows], width))
+            order += rows
+        lengths = torch.tensor([len(draft.tokens) for draft in drafts], device=self._device)
+        mask = torch.arange(width, device=self._device) < lengths[:, None]
+        back = torch.tensor(order, device=self._device).argsort()
+        return torch.cat(parts)[back].masked_fill(~mask, 0.0), mask
+
+    def _log_prob(self, drafts: Sequence[Draft], width: int) -> Tensor:
+        inputs = self._encode([draft.request for draft in drafts])
+        tokens = pad_sequence([draft.tokens for draft in drafts], batch_first=True, padding_value=self._pad)
+        tokens = torch.nn.functional.pad(tokens, (0, width - tokens.shape[1]), value=self._pad).to(
+            self._device
+        )
+        whole = inputs.followed_by(tokens)
+        lengths = torch.tensor([len(draft.tokens) for draft in drafts], device=self._device)
+        whole.mask[:, -width:] = (torch.arange(width, device=self._device) < lengths[:, None]).to(whole.mask)
+        logits = self.network(
+            input_ids=whole.ids,
+            attention_mask=whole.mask,
+            position_ids=whole.positions,
+            use_cache=False,
+            logits_to_keep=width + 1,
+            **whole.extras,
+        ).logits[:, -width - 1 : -1]
+        return self._log_softmax(logits).gather(2, tokens[..., None])[..., 0]
+
+    # --- from requests to tensors and back
+
+    def _encode(self, requests: Sequence[Request]) -> Inputs:
+        texts = [
+            self.processor.apply_chat_template(messages(self._plain(request)), add_generation_prompt=True)
+            for request in requests
+        ]
+        pictures = None if requests[0].estimate is None else [[_picture(request)] for request in requests]
+        begin = self.processor.tokenizer.bos_token
+        encoded = self.processor(
+            text=texts,
+            images=pictures,
+            padding=True,
+            padding_side="left",
+            return_tensors="pt",
+            add_special_tokens=begin is None or not texts[0].startswith(begin),  # not a second one
+        )
+        tensors = {name: x.to(self._device) for name, x in encoded.items() if isinstance(x, Tensor)}
+        dtype = self.network.dtype
+        tensors = {name: x.to(dtype) if x.is_floating_point() else x for name, x in tensors.items()}
+        places = positions(self.network, tensors)
+        return Inputs(tensors.pop("input_ids"), tensors.pop("attention_mask"), places, tensors)
+
+    def _plain(self, request: Request) -> Request:
+        """The request without the spelled-out special tokens a user or a draft may contain."""
+        texts = []
+        for text in (request.query, request.prompt):
+            while found := [token for token in self._control_texts if token in text]:
+                text = text.replace(found[0], " ")
+            texts.append(text)
+        return replace(request, query=texts[0], prompt=texts[1])
+
+    def _draft(self, request: Request, tokens: Tensor, log_probs: Tensor) -> Draft:
+        ended = int(tokens[-1]) in self._ends
+        answer = self.processor.tokenizer.decode(tokens[:-1] if ended else tokens, skip_special_tokens=True)
+        text, kept = read(request, answer, ended=ended)
+        return Draft(request, text, tokens.clone(), log_probs.clone(), answer, kept)
+
+    # --- the distribution
+
+    def _log_softmax(self, logits: Tensor) -> Tensor:
+        """Log-probabilities [..., V] a draft is drawn from, in float32."""
+        logits = logits.float() / (self.temperature or 1.0)
+        return logits.masked_fill(self._forbidden(logits.shape[-1]), -torch.inf).log_softmax(-1)
+
+    def _forbidden(self, vocabulary: int) -> Tensor:
+        """Special tokens that do not end an answer, and rows of the head that no token has."""
+        known = torch.arange(vocabulary) >= len(self.processor.tokenizer)
+        special = [i for i in self._control if i not in self._ends and i < vocabulary]
+        known[special] = True
+        return known.to(self._device)
+
+    def _uniforms(self, seeds: Sequence[int]) -> Tensor:
+        rows = [
+            torch.rand(self.max_new_tokens, generator=torch.Generator().manual_seed(int(seed)))
+            for seed in seeds
+        ]
+        return torch.stack(rows)
+
+    @functools.cached_property
+    def _ends(self) -> frozenset[int]:
+        configured = self.network.generation_config.eos_token_id
+        ends = configured if isinstance(configured, list) else [configured]
+        return frozenset(i for i in [*ends, self.processor.tokenizer.eos_token_id] if i is not None)
+
+    @functools.cached_property
+    def _control(self) -> frozenset[int]:
+        words = self.processor.tokenizer
+        added = [i for i, token in words.added_tokens_decoder.items() if token.special]
+        return frozenset([*words.all_special_ids, *added])
+
+    @functools.cached_property
+    def _control_texts(self) -> tuple[str, ...]:
+        return tuple(self.processor.tokenizer.convert_ids_to_tokens(sorted(self._control)))
+
+    @property
+    def _pad(self) -> int:
+        return min(self._ends)  # masked wherever it stands; an end token is always in the vocabulary
+
+    @property
+    def _device(self) -> torch.device:
+        return self.network.device
+
+
+def _by_picture(requests: Sequence[Request]) -> list[list[int]]:
+    """Row numbers of the requests without an estimate and of those with one, empty groups left out."""
+    groups: tuple[list[int], list[int]] = ([], [])
+    for i, request in enumerate(requests):
+        groups[request.estimate is not None].append(i)
+    return [group for group in groups if group]
+
+
+def _picture(request: Request) -> Image.Image:
+    """The estimate as an 8-bit picture."""
+    assert request.estimate is not None
+    pixels = (request.estimate.detach().float().clamp(0, 1) * 255).round().to(torch.uint8)
+    return Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())
+
+
+def _key(request: Request) -> tuple[Any, ...]:
+    """Equal for requests that the policy cannot tell apart."""
+    picture = None if request.estimate is None else (_picture(request).size, _picture(request).tobytes())
+    return request.query, request.prompt, percent(request), picture

@@ -1,0 +1,61 @@
+"""The processor of a vision-language model, with or without torchvision.
+
+Chat models that also take video (Qwen-VL, SmolVLM) have a video processor which transformers cannot build
+without torchvision, although a policy only shows them images. Without torchvision they are loaded here with
+everything but the video part; images go through transformers' PIL backend (within 0.015 of torchvision's
+pixels, so close the two sets of prompts, not bit-identical ones).
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from transformers import AutoConfig, AutoProcessor
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+from transformers.processing_utils import ProcessorMixin
+from transformers.utils import is_torchvision_available
+
+
+class _NoVideo(ProcessorMixin):  # type: ignore[misc]
+    """Stands between a family's processor and ProcessorMixin and drops the video processor on the way up."""
+
+    def __init__(
+        self,
+        image_processor: Any,
+        tokenizer: Any,
+        video_processor: Any = None,
+        chat_template: Any = None,
+        **_: Any,
+    ) -> None:
+        ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
+
+
+def image_only(family: type[ProcessorMixin]) -> type[ProcessorMixin]:
+    """The family's processor class without its video part; saves and loads like the family's own.
+
+    `ProcessorMixin` reads the parts of a processor from the signature of `__init__`, so a signature without
+    `video_processor` is all it takes. The name is the family's, which `save_pretrained` writes down.
+    """
+
+    def init(
+        self: Any,
+        image_processor: Any = None,
+        tokenizer: Any = None,
+        chat_template: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        family.__init__(
+            self, image_processor, tokenizer, video_processor=None, chat_template=chat_template, **kwargs
+        )
+
+    return type(family.__name__, (family, _NoVideo), {"__init__": init, "__module__": __name__})
+
+
+def load_processor(path: str) -> Any:
+    """`AutoProcessor`, or the family's image-only form where it wants a video processor without torchvision."""
+    if not is_torchvision_available():
+        family = PROCESSOR_MAPPING.get(type(AutoConfig.from_pretrained(path)), None)
+        if family is not None and "video_processor" in inspect.signature(family.__init__).parameters:
+            return image_only(family).from_pretrained(path)
+    return AutoProcessor.from_pretrained(path)
