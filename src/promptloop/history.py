@@ -16,7 +16,7 @@ from promptloop.schedules import is_flow
 
 @final
 class History:
-    """A diffusers scheduler in the middle of a run. Every tensor it keeps in x's shape [B, ...] moves with the samples."""
+    """A scheduler between two steps. Every tensor it keeps in x's shape [B, ...] moves with the samples."""
 
     def __init__(self, scheduler: Any, index: int, shape: tuple[int, ...]) -> None:
         self.scheduler, self.index, self.shape = scheduler, index, shape
@@ -25,15 +25,16 @@ class History:
         """x at the next level; changes this History (fork first)."""
         t = self.scheduler.timesteps[self.index]
         if float(t) != state.level.t or state.x.shape != self.shape:
-            raise ValueError(f"the scheduler is at t = {float(t):g} with x of shape {tuple(self.shape)}, the state at "
-                             f"t = {state.level.t:g} with {tuple(state.x.shape)}; its steps cannot be skipped or redone")
+            raise ValueError(f"the scheduler is at t = {float(t):g} for x of shape {tuple(self.shape)}, the state "
+                             f"at t = {state.level.t:g} with {tuple(state.x.shape)}; steps cannot be skipped or redone")
         if "scale_model_input" in dir(self.scheduler):
-            self.scheduler.scale_model_input(state.x[:1], t)  # k-style schedulers insist on the call; the result is ours
+            self.scheduler.scale_model_input(state.x[:1], t)  # k-style ones insist; the denoiser scales its own
         options = {}
         if "generator" in inspect.signature(self.scheduler.step).parameters:
             options["generator"] = [state.generator(i, "step") for i in range(len(state.x))]
         self.index += 1
-        return self.scheduler.step(self._output(state, clean), t, state.x, return_dict=False, **options)[0].float()
+        output = self._output(state, clean)
+        return self.scheduler.step(output, t, state.x, return_dict=False, **options)[0].float()
 
     def _output(self, state: Any, clean: Tensor) -> Tensor:
         """The clean estimate in the scheduler's own parameterisation."""
@@ -65,7 +66,8 @@ class History:
         size = self.shape[0] + sum(other.shape[0] for other in rest)
         return self._rebuilt((size, *self.shape[1:]), torch.cat, rest)
 
-    def _rebuilt(self, shape: tuple[int, ...], change: Callable[[list[Tensor]], Tensor], rest: list[History]) -> History:
+    def _rebuilt(self, shape: tuple[int, ...], change: Callable[[list[Tensor]], Tensor],
+                 rest: list[History]) -> History:
         """The same scheduler where every per-sample tensor is change([it, and its like in the rest])."""
 
         def rebuilt(values: list[Any]) -> Any:

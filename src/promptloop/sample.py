@@ -1,6 +1,6 @@
 """The sampling loop: noise becomes an image, and controls may act on every step.
 
-`trajectory` is the loop, `advance` one turn of it, `sample` runs it to the end, `rescore` scores a recorded path again.
+`trajectory` is the loop, `advance` one turn of it, `sample` runs it to the end, `rescore` scores its path again.
 """
 
 from __future__ import annotations
@@ -17,18 +17,19 @@ from promptloop.solvers import DDIM, Euler, Scheduler, Solver
 from promptloop.state import Control, Draw, Run, State, _texts, join
 from promptloop.transition import Transition
 
-__all__ = ["Control", "Draw", "Level", "Run", "Sample", "State", "Transition", "advance", "begin", "default_solver", "join",
-           "renoise", "rescore", "sample", "trajectory", "value"]
+__all__ = ["Control", "Draw", "Level", "Run", "Sample", "State", "Transition", "advance", "begin", "default_solver",
+           "embed", "gaussian", "join", "renoise", "rescore", "sample", "trajectory", "value"]
 
 
 # --- the loop
 
 
 def trajectory(denoiser: Any, prompts: Sequence[str], *, levels: Sequence[Level], solver: Solver,
-               controls: Sequence[Control] = (), seeds: Sequence[int], noise: Tensor | None = None) -> Iterator[State]:
+               controls: Sequence[Control] = (), seeds: Sequence[int],
+               noise: Tensor | None = None) -> Iterator[State]:
     """Yields the state before the first step and after every step; its last x is the clean latent [B, ...].
 
-    Sample i depends on prompts[i] and seeds[i] only. `noise` [B, ...] replaces the unit noise the seeds would draw.
+    Sample i depends on prompts[i] and seeds[i] only. `noise` [B, ...] replaces the unit noise of the seeds.
     Gradients are recorded as the caller's grad mode says (`sample` turns them off).
     """
     state = begin(Run(denoiser, check(levels), solver, tuple(controls)), prompts, seeds, noise)
@@ -73,7 +74,7 @@ def begin(run: Run, prompts: Sequence[str], seeds: Sequence[int], noise: Tensor 
     """The state before the first step, before any control."""
     queries = _texts("prompts", prompts, None)
     if not queries or len(seeds) != len(queries):
-        raise ValueError(f"{len(seeds)} seeds for {len(queries)} prompts; give one seed per prompt, at least one")
+        raise ValueError(f"{len(seeds)} seeds for {len(queries)} prompts; give one seed for each prompt")
     rows = torch.as_tensor(seeds, dtype=torch.long)
     noise = run.denoiser.noise(rows.tolist()) if noise is None else noise
     if len(noise) != len(queries):
@@ -112,13 +113,13 @@ class Sample:
 
 @torch.no_grad()
 def sample(denoiser: Any, prompts: Sequence[str], *, seeds: Sequence[int], steps: int | None = None,
-           levels: Sequence[Level] | None = None, solver: Solver | None = None, controls: Sequence[Control] = (),
-           noise: Tensor | None = None, max_batch: int | None = None, decode: bool = True,
-           on_step: Callable[[State], None] | None = None) -> Sample:
+           levels: Sequence[Level] | None = None, solver: Solver | None = None,
+           controls: Sequence[Control] = (), noise: Tensor | None = None, max_batch: int | None = None,
+           decode: bool = True, on_step: Callable[[State], None] | None = None) -> Sample:
     """Runs the loop to the end, at most `max_batch` samples at a time, which changes no sample.
 
-    Give `steps` (the solver's or the denoiser's own levels) or `levels`. The solver defaults to the one the denoiser's
-    scheduler stands for. `on_step` sees every state of every batch.
+    Give `steps` (the solver's or the denoiser's own levels) or `levels`. The solver defaults to the one the
+    denoiser's scheduler stands for. `on_step` sees every state of every batch.
     """
     solver = default_solver(denoiser) if solver is None else solver
     if (steps is None) == (levels is None):
@@ -144,7 +145,7 @@ def sample(denoiser: Any, prompts: Sequence[str], *, seeds: Sequence[int], steps
 
 
 def default_solver(denoiser: Any) -> Solver:
-    """The solver that the denoiser's own scheduler stands for: DDIM, Euler, or the scheduler itself, wrapped."""
+    """The solver that the denoiser's own scheduler stands for: DDIM, Euler, or that scheduler, wrapped."""
     scheduler = denoiser.scheduler
     name = type(scheduler).__name__
     if scheduler is None:
@@ -160,19 +161,19 @@ def default_solver(denoiser: Any) -> Solver:
 # --- scoring, and the pure functions for drivers above the loop
 
 
-def rescore(denoiser: Any, state: State, *, controls: Sequence[Control] | None = None, solver: Solver | None = None,
-            steps: Sequence[int] | None = None) -> Tensor:
+def rescore(denoiser: Any, state: State, *, controls: Sequence[Control] | None = None,
+            solver: Solver | None = None, steps: Sequence[int] | None = None) -> Tensor:
     """[B, T] log-probs of the path that Record kept, under `denoiser` now; differentiable in its network.
 
-    Deterministic steps stay nan and cost nothing. The prompts are those recorded; of the controls (those of the run if
-    None) only `guide` acts, and it must not depend on memory that changed during the run. `steps` picks columns.
+    Deterministic steps stay nan and cost nothing. The prompts are those recorded; of the controls (those of the run
+    if None) only `guide` acts, and it must not read memory that changed during the run. `steps` picks columns.
     ValueError without a recorded path, or when no step was stochastic.
     """
     if "path" not in state.memory:
         raise ValueError("this state has no recorded path; put Record() among the controls")
     path, known, said = state.memory["path"], state.memory["path_log_prob"], state.memory["path_prompts"]
     if bool(known.isnan().all()):
-        raise ValueError("every step of the path was deterministic; sample with a stochastic solver, e.g. FlowSDE()")
+        raise ValueError("every step of the path was deterministic; sample with a stochastic solver: FlowSDE()")
     run = replace(state.run, denoiser=denoiser)
     run = run if controls is None else replace(run, controls=tuple(controls))
     run = run if solver is None else replace(run, solver=solver)
@@ -182,8 +183,8 @@ def rescore(denoiser: Any, state: State, *, controls: Sequence[Control] | None =
         if bool(known[:, k].isnan().all()):
             columns.append(known[:, k])
             continue
-        state = replace(state, step=k, level=run.levels[k], x=path[:, k], prompts=tuple(row[k] for row in said))
-        state = embed(state)
+        prompts = tuple(row[k] for row in said)
+        state = embed(replace(state, step=k, level=run.levels[k], x=path[:, k], prompts=prompts))
         denoise = denoiser.clean
         for control in run.controls:
             denoise = control.guide(denoise, state)
@@ -201,7 +202,7 @@ def renoise(state: State, level: Level) -> State:
 
 
 def value(state: State, reward: Callable[[Tensor, Sequence[str]], Tensor]) -> Tensor:
-    """[B] the reward of the decoded clean estimate for the user's queries; ValueError before the first step."""
+    """[B] the reward of the decoded estimate for the user's queries; ValueError before the first step."""
     if state.transition is None:
         raise ValueError("there is no estimate before the first step; advance the state once")
     return reward(state.run.denoiser.decode(state.transition.clean), state.queries)

@@ -19,7 +19,7 @@ Curve = Literal["scaled_linear", "linear", "cosine"]
 
 @dataclass(frozen=True)
 class Level:
-    """One noise level. `alpha` scales the clean signal, `sigma` the unit noise, `t` is what the network is told."""
+    """One noise level: alpha scales the clean signal, sigma the unit noise, t is what the network is told."""
 
     alpha: float
     sigma: float
@@ -27,12 +27,12 @@ class Level:
 
     @property
     def share(self) -> float:
-        """Noise share in [0, 1]: sigma / (alpha + sigma), the sigma of the flow level that is this one rescaled."""
+        """Noise share in [0, 1]: sigma / (alpha + sigma), the sigma of the flow level this one is rescaled to."""
         return self.sigma / (self.alpha + self.sigma)
 
 
 def check(levels: Iterable[Level]) -> tuple[Level, ...]:
-    """The levels as a tuple; ValueError unless there are two or more, finite, and never noisier than before."""
+    """The levels as a tuple; ValueError unless there are two or more, finite, never noisier than before."""
     grid = tuple(levels)
     if len(grid) < 2:
         raise ValueError(f"levels has {len(grid)} entries; sampling needs at least two (a start and an end)")
@@ -46,7 +46,7 @@ def check(levels: Iterable[Level]) -> tuple[Level, ...]:
         if level.sigma == 0 and k < len(grid) - 1:
             raise ValueError(f"levels[{k}] = {level} has no noise left; only the last level may have sigma 0")
         if k and level.share > grid[k - 1].share + 1e-9:
-            raise ValueError(f"levels[{k}] = {level} is noisier than the one before; order them noisiest first")
+            raise ValueError(f"levels[{k}] = {level} is noisier than the one before; put the noisiest first")
     if grid[-1].alpha == 0:
         raise ValueError("the last level has alpha 0: sampling would end in pure noise")
     return grid
@@ -56,14 +56,14 @@ def vp(steps: int, *, curve: Curve = "scaled_linear", spacing: Literal["trailing
        start: float = 0.00085, end: float = 0.012) -> list[Level]:
     """Variance-preserving levels (alpha^2 + sigma^2 = 1), steps + 1 of them, ending at (1, 0).
 
-    `scaled_linear` and `linear` are the discrete 1,000-step curves of Stable Diffusion and DDPM with variances from
-    `start` to `end`, `t` the training step; "trailing" begins at the last training step, "leading" (with offset 1) as
-    the first Stable Diffusion did. `cosine` is alpha = cos(pi u / 2) with u even from 1 (pure noise) to 0 and t = 1000 u.
+    `scaled_linear` and `linear` are the 1,000-step curves of Stable Diffusion and DDPM with variances from `start`
+    to `end`, t the training step; "trailing" begins at the last training step, "leading" (with offset 1) where the
+    first Stable Diffusion did. `cosine` is alpha = cos(pi u / 2), u even from 1 (pure noise) to 0, t = 1000 u.
     """
     _positive(steps)
     if curve == "cosine":
-        grid = [k / steps for k in range(steps, 0, -1)]
-        noisy = [Level(max(math.cos(math.pi * u / 2), 0.0), math.sin(math.pi * u / 2), TRAIN_STEPS * u) for u in grid]
+        angles = [math.pi / 2 * k / steps for k in range(steps, 0, -1)]
+        noisy = [Level(math.cos(a), math.sin(a), TRAIN_STEPS * a / (math.pi / 2)) for a in angles]
         return [*noisy, Level(1.0, 0.0, 0.0)]
     signal = _signal(curve, start, end)
     if steps > TRAIN_STEPS:
@@ -89,8 +89,9 @@ def flow(steps: int, shift: float = 1.0) -> list[Level]:
     return [_flow_level(shift * s / (1 + (shift - 1) * s), TRAIN_STEPS) for s in even]
 
 
-def karras(steps: int, *, sigma_min: float = 0.0292, sigma_max: float = 14.6146, rho: float = 7.0) -> list[Level]:
-    """Variance-exploding levels (alpha = 1) with sigma^(1/rho) even (Karras et al. 2022, eq. 5), ending at sigma 0.
+def karras(steps: int, *, sigma_min: float = 0.0292, sigma_max: float = 14.6146,
+           rho: float = 7.0) -> list[Level]:
+    """Variance-exploding levels (alpha = 1), sigma^(1/rho) even (Karras et al. 2022, eq. 5), then sigma 0.
 
     The defaults span Stable Diffusion's training noise; `t` is the (fractional) training step of that noise.
     """
@@ -100,7 +101,8 @@ def karras(steps: int, *, sigma_min: float = 0.0292, sigma_max: float = 14.6146,
     low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
     sigmas = [(high + k / max(steps - 1, 1) * (low - high)) ** rho for k in range(steps)]
     known = [math.log(math.sqrt((1 - a) / a)) for a in _signal("scaled_linear", 0.00085, 0.012)]
-    return [*(Level(1.0, sigma, _interpolate(math.log(sigma), known)) for sigma in sigmas), Level(1.0, 0.0, 0.0)]
+    noisy = [Level(1.0, sigma, _interpolate(math.log(sigma), known)) for sigma in sigmas]
+    return [*noisy, Level(1.0, 0.0, 0.0)]
 
 
 def from_scheduler(scheduler: Any, steps: int | None = None, **options: Any) -> list[Level]:
@@ -112,22 +114,23 @@ def from_scheduler(scheduler: Any, steps: int | None = None, **options: Any) -> 
     """
     timed = with_timesteps(scheduler, steps, options)
     times = [float(t) for t in timed.timesteps]
-    sigmas = vars(timed).get("sigmas")
-    if sigmas is None:
+    name, sigmas = type(scheduler).__name__, vars(timed).get("sigmas")
+    if sigmas is None and "alphas_cumprod" in vars(timed) and len(times) <= (steps or len(times)) + 1:
         return _from_signal(timed, times)
-    if len(sigmas) != len(times) + 1:
-        raise ValueError(f"{type(scheduler).__name__} has {len(sigmas)} sigmas for {len(times)} timesteps; "
-                         "it cannot be read as noise levels")
+    if sigmas is None or len(sigmas) != len(times) + 1 or name.startswith("EDM"):
+        raise ValueError(f"the timesteps of {name} do not stand for one noise level each; supported are the DDIM, "
+                         "DDPM, PNDM (with skip_prk_steps), LCM, Euler, Heun, LMS, DPMSolver, UniPC, DEIS, SASolver "
+                         "and FlowMatch families")
     pairs = zip((float(s) for s in sigmas), [*times, 0.0], strict=True)
     if is_flow(timed):
         return [Level(1.0 - sigma, sigma, t) for sigma, t in pairs]
-    if "_sigma_to_alpha_sigma_t" in dir(timed):  # DPM-Solver, UniPC, DEIS, SA: k-style sigmas, variance-preserving x
+    if "_sigma_to_alpha_sigma_t" in dir(timed):  # DPM-Solver, UniPC, DEIS, SA: k-style sigmas, x in VP
         return [Level(1 / math.hypot(1, sigma), sigma / math.hypot(1, sigma), t) for sigma, t in pairs]
     return [Level(1.0, sigma, t) for sigma, t in pairs]
 
 
 def with_timesteps(scheduler: Any, steps: int | None, options: Mapping[str, Any]) -> Any:
-    """A copy of a diffusers scheduler with its timesteps set (steps is left out where options give the grid)."""
+    """A copy of a diffusers scheduler with its timesteps set (without steps where options give the grid)."""
     timed = copy.deepcopy(scheduler)
     if options.get("timesteps") is not None or options.get("sigmas") is not None:
         timed.set_timesteps(**options)
@@ -141,7 +144,8 @@ def with_timesteps(scheduler: Any, steps: int | None, options: Mapping[str, Any]
 
 def is_flow(scheduler: Any) -> bool:
     """Whether a diffusers scheduler walks x = (1 - sigma) clean + sigma noise."""
-    return type(scheduler).__name__.startswith("FlowMatch") or bool(scheduler.config.get("use_flow_sigmas", False))
+    name = type(scheduler).__name__
+    return name.startswith("FlowMatch") or bool(scheduler.config.get("use_flow_sigmas", False))
 
 
 def _from_signal(scheduler: Any, times: list[float]) -> list[Level]:

@@ -2,7 +2,7 @@
 
 Every step is written with two unknowns, the clean estimate and the noise estimate,
     x = alpha clean + sigma noise,    noise = (x - alpha clean) / sigma,
-which is finite from pure noise (alpha = 0) on, for variance-preserving, flow and variance-exploding levels alike.
+which is finite from pure noise (alpha = 0) on, for VP, flow and variance-exploding levels alike.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Point(Protocol):
 
 
 class Solver(ABC):
-    """(denoise, state, next level) -> Transition. Settings are frozen; nothing is remembered between calls."""
+    """(denoise, state, next level) -> Transition. Settings are frozen; nothing is kept between calls."""
 
     @abstractmethod
     def __call__(self, denoise: Denoise, state: Point, level: Level) -> Transition:
@@ -65,9 +65,9 @@ class Solver(ABC):
 @final
 @dataclass(frozen=True)
 class DDIM(Solver):
-    """Song et al. 2021, eq. 12 and 16, for any (alpha, sigma). eta = 0 deterministic, eta = 1 ancestral (DDPM).
+    """Song et al. 2021, eq. 12 and 16, for any (alpha, sigma). eta = 0 deterministic, 1 ancestral (DDPM).
 
-    std = eta sigma' sqrt(1 - (alpha sigma' / (alpha' sigma))^2); on alpha = 1 levels that is k-diffusion's ancestral step.
+    std = eta sigma' sqrt(1 - (alpha sigma' / (alpha' sigma))^2); where alpha = 1, k-diffusion's ancestral step.
     """
 
     eta: float = 0.0
@@ -86,7 +86,7 @@ class DDIM(Solver):
 @final
 @dataclass(frozen=True)
 class Euler(Solver):
-    """dx = clean dalpha + noise dsigma, first order. On flow levels x + (sigma' - sigma) v, as FlowMatchEuler."""
+    """dx = clean dalpha + noise dsigma, first order; on flow levels x + (sigma' - sigma) v."""
 
     def __call__(self, denoise: Denoise, state: Point, level: Level) -> Transition:
         clean, noise = estimates(denoise, state)
@@ -96,7 +96,7 @@ class Euler(Solver):
 @final
 @dataclass(frozen=True)
 class Heun(Solver):
-    """Euler, then the average of the slopes at both ends (Karras et al. 2022, alg. 1): second order, two calls.
+    """Euler, then the average of the slopes at both ends (Karras et al. 2022, alg. 1): order 2, two calls.
 
     Where no noise is left at the end of the step its slope is undefined and the step stays Euler's, one call.
     """
@@ -131,7 +131,7 @@ class FlowSDE(Solver):
     """Flow-GRPO's reverse SDE (2505.05470, eq. 9): sd = eta sqrt(s / (1 - s)). Keeps the flow's marginals.
 
     eta = sqrt(2) is memoryless: the image is independent of the starting noise.
-    At s = 1 the sd uses the next level's share, as the authors do. Other levels are rescaled to a flow and back.
+    At s = 1 the sd uses the next level's s, as the authors do. Other levels are rescaled to a flow and back.
     """
 
     eta: float = 0.7
@@ -163,8 +163,8 @@ class DanceSDE(Solver):
 class CPS(Solver):
     """Coefficients-preserving sampling (Flow-CPS): sigma' splits into sin (fresh) and cos (estimated) noise.
 
-    mean = alpha' clean + sigma' cos(eta pi / 2) noise, std = sigma' sin(eta pi / 2), so that the noise level is sigma'
-    exactly after every step. It does not keep the marginals as the number of steps grows at fixed eta.
+    mean = alpha' clean + sigma' cos(eta pi / 2) noise, std = sigma' sin(eta pi / 2), so that the noise level is
+    sigma' exactly after every step. It does not keep the marginals as the number of steps grows at fixed eta.
     """
 
     eta: float = 0.7
@@ -202,9 +202,9 @@ def _sde(denoise: Denoise, state: Point, level: Level, sd: float) -> Transition:
 class Scheduler(Solver):
     """Any diffusers scheduler as a solver with std 0: what its `step` returns is the mean.
 
-    `options` go to `set_timesteps`. The levels must be schedules.from_scheduler(scheduler, steps, **options); `sample`
-    with steps= does that. The scheduler given is never changed: each run has a copy that travels in the Transition, so
-    a multistep history follows its samples. Stochastic schedulers draw from the per-sample generators.
+    `options` go to `set_timesteps`. The levels must be schedules.from_scheduler(scheduler, steps, **options);
+    `sample` with steps= does that. The scheduler given is never changed: each run has a copy that travels in the
+    Transition, so a multistep history follows its samples. Stochastic ones draw from the per-sample generators.
     """
 
     scheduler: Any
@@ -214,7 +214,8 @@ class Scheduler(Solver):
         return from_scheduler(self.scheduler, steps, **self.options)
 
     def noise_scale(self, levels: Sequence[Level]) -> float:
-        return float(self._timed(levels).init_noise_sigma) if "init_noise_sigma" in dir(self.scheduler) else 1.0
+        known = "init_noise_sigma" in dir(self.scheduler)
+        return float(self._timed(levels).init_noise_sigma) if known else 1.0
 
     def __call__(self, denoise: Denoise, state: Point, level: Level) -> Transition:
         last = state.transition
@@ -223,12 +224,12 @@ class Scheduler(Solver):
         elif last is not None and isinstance(last.carry, History):
             history = last.carry.fork()
         else:
-            raise ValueError("Scheduler has no history at this state; a diffusers scheduler starts at the first level")
+            raise ValueError("no scheduler history at this state; a diffusers scheduler starts at the first level")
         clean = denoise(state.x, state.level, state.cond)
         return Transition(history.advance(state, clean), torch.tensor(0.0), clean, history)
 
     def _timed(self, levels: Sequence[Level]) -> Any:
-        """A copy whose timesteps are the levels'. PNDM visits one more level than steps, Heun all but one twice."""
+        """A copy whose timesteps are the levels'. PNDM visits one level twice, Heun all but the first."""
         given = [level.t for level in levels[:-1]]
         for steps in (len(given), len(given) - 1, (len(given) + 1) // 2):
             if steps >= 1:

@@ -33,9 +33,9 @@ class Run:
 class State:
     """Everything that belongs to the samples, batch first. `take` is the only mover, and it moves all of it.
 
-    step counts executed steps (0 before the first). queries are what the user asked, prompts what is in force, cond the
-    embedding of `embedded` (None before the first step). transition is the last executed step's. memory is what
-    controls keep: every value has one entry per sample (Tensor, tuple, or an object with take and join).
+    step counts executed steps (0 before the first). queries are what the user asked, prompts what is in force, cond
+    the embedding of `embedded` (None before the first step). transition is the last executed step's. memory is
+    what controls keep: every value has one entry per sample (Tensor, tuple, or an object with take and join).
     """
 
     run: Run
@@ -54,10 +54,10 @@ class State:
         return len(self.x)
 
     def take(self, index: Tensor | Sequence[int]) -> State:
-        """The samples `index` (LongTensor, list, or bool mask), in that order; all their belongings move along.
+        """The samples `index` (LongTensor, list, or bool mask), in that order, with all their belongings.
 
-        A sample taken twice goes on as two: its second and later copies get seeds of their own, derived from the
-        sample's seed, the step and the copy's number, so that stochastic steps part them.
+        A sample taken twice goes on as two: its second and later copies get seeds of their own, derived from
+        the sample's seed, the step and the copy's number, so that stochastic steps part them.
         """
         rows = _rows(index, len(self))
         picked = rows.tolist()
@@ -85,12 +85,12 @@ class State:
                 if isinstance(value, Tensor) and value.ndim == 0 or len(value) != len(self):
                     raise ValueError(f"memory {name!r} needs one entry for each of the {len(self)} samples")
             elif not callable(getattr(value, "take", None)) or not callable(getattr(value, "join", None)):
-                raise ValueError(f"memory {name!r} is a {type(value).__name__}; give a Tensor, a tuple, or an object "
-                                 "with take(index) and join(others), so that it can follow its samples")
+                raise ValueError(f"memory {name!r} is a {type(value).__name__}; give a Tensor, a tuple, or an "
+                                 "object with take(index) and join(others), so that it can follow its samples")
         return replace(self, memory={**self.memory, **values})
 
     def generator(self, i: int, purpose: str) -> torch.Generator:
-        """A CPU generator for sample i at this step: a function of (seed, step, purpose) and of nothing else."""
+        """A CPU generator for sample i at this step: a function of (seed, step, purpose) and nothing else."""
         return torch.Generator("cpu").manual_seed(_hash(int(self.seeds[i]), self.step, purpose))
 
     def noise(self, purpose: str) -> Tensor:
@@ -121,7 +121,7 @@ def join(states: Sequence[State]) -> State:
         return first
     if any(state.run != first.run or state.step != first.step for state in states):
         raise ValueError("only states at the same step of the same run can be joined")
-    rest = states[1:]
+    rest, transition = states[1:], first.transition
     return replace(
         first,
         x=torch.cat([state.x for state in states]),
@@ -130,16 +130,16 @@ def join(states: Sequence[State]) -> State:
         prompts=sum((state.prompts for state in states), ()),
         cond=None if first.cond is None else first.cond.join([state.cond for state in rest]),
         embedded=sum((state.embedded for state in states), ()),
-        transition=None if first.transition is None else first.transition.join([s.transition for s in rest]),  # type: ignore[misc]
-        memory={name: _join(value, [state.memory[name] for state in rest]) for name, value in first.memory.items()},
+        transition=transition and transition.join([state.transition for state in rest if state.transition]),
+        memory={name: _join(value, [s.memory[name] for s in rest]) for name, value in first.memory.items()},
     )
 
 
 class Control:
-    """Acts on the loop through five verbs, each the identity here. Settings are frozen; per-sample things go to memory.
+    """Acts on the loop through five verbs, each the identity here.
 
-    A control never runs the loop and never draws from a global generator (use state.generator or state.noise).
-    The order of controls is the order of the list.
+    Settings are frozen; per-sample things go to state.memory. A control never runs the loop and never draws from a
+    global generator (use state.generator or state.noise). The order of controls is the order of the list.
     """
 
     def start(self, state: State) -> State:

@@ -1,4 +1,4 @@
-"""A denoising step as a Gaussian: what sampling draws from, policy gradient scores and search proposes from."""
+"""A denoising step as a Gaussian: sampling draws from it, policy gradient scores it, search proposes from it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Movable(Protocol):
 class Transition:
     """The Gaussian a step draws from. std = 0 is a deterministic step.
 
-    mean [B, ...]; std a scalar tensor or [B, 1, ...]; clean [B, ...] the clean estimate the step was made from;
+    mean [B, ...]; std a scalar tensor or [B, 1, ...]; clean [B, ...] the estimate the step was made from;
     carry is what a multistep solver needs at the next step, moved with the samples like everything else.
     """
 
@@ -43,7 +43,7 @@ class Transition:
         The mean, not the sum: Flow-GRPO, DanceGRPO and DDPO clip that ratio. ValueError where std is 0.
         """
         if self.deterministic:
-            raise ValueError("a deterministic step (std 0) has no log-prob; use a stochastic solver, e.g. DDIM(eta=1)")
+            raise ValueError("a deterministic step (std 0) has no log-prob; use a stochastic one, e.g. DDIM(eta=1)")
         std = self.std.float()
         z = (x.detach().float() - self.mean.float()) / std
         each = -0.5 * z**2 - torch.log(std) - 0.5 * math.log(2 * math.pi)
@@ -61,7 +61,8 @@ class Transition:
         shared = all(row.std.ndim == 0 and bool(row.std == self.std) for row in rows)
         std = self.std if shared else torch.cat([_per_sample(row) for row in rows])
         carry = None if self.carry is None else self.carry.join([row.carry for row in rows[1:]])
-        return Transition(torch.cat([row.mean for row in rows]), std, torch.cat([row.clean for row in rows]), carry)
+        mean, clean = torch.cat([row.mean for row in rows]), torch.cat([row.clean for row in rows])
+        return Transition(mean, std, clean, carry)
 
 
 def _per_sample(row: Transition) -> Tensor:

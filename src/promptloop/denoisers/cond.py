@@ -13,9 +13,9 @@ from torch import Tensor
 @final
 @dataclass(frozen=True)
 class Cond:
-    """Named tensors with one row per sample. Indexing picks rows; only the denoiser that made it reads the fields.
+    """Named tensors with one row per sample. Indexing picks rows; only the denoiser that made it reads fields.
 
-    A family whose texts differ in length keeps text at [B, length, ...] and a field "mask" [B, length] (0 = padding).
+    A family whose texts differ in length keeps text at [B, length, ...] and a field "mask" [B, length], 0 = padding.
     """
 
     fields: Mapping[str, Tensor]
@@ -23,7 +23,7 @@ class Cond:
     def __post_init__(self) -> None:
         lengths = {name: len(value) for name, value in self.fields.items()}
         if len(set(lengths.values())) != 1:
-            raise ValueError(f"every field of a Cond needs the same number of rows, at least one field; got {lengths}")
+            raise ValueError(f"a Cond needs at least one field, all with the same number of rows; got {lengths}")
 
     def __len__(self) -> int:
         return len(next(iter(self.fields.values())))
@@ -48,7 +48,8 @@ class Cond:
         names = conds[0].fields.keys()
         if any(cond.fields.keys() != names for cond in conds):
             raise ValueError(f"conds with different fields: {[sorted(cond.fields) for cond in conds]}")
-        return Cond({name: _cat(name, [cond.fields[name] for cond in conds], "mask" in names) for name in names})
+        masked = "mask" in names
+        return Cond({name: _cat(name, [cond.fields[name] for cond in conds], masked) for name in names})
 
 
 def _cat(name: str, values: list[Tensor], masked: bool) -> Tensor:

@@ -16,7 +16,7 @@ from promptloop.schedules import Level, from_scheduler
 class Denoiser(ABC):
     """A backbone seen as embed / clean / decode. Latents are float32 [B, ...] outside the network.
 
-    What the network predicts (epsilon, v, velocity) is translated to the clean estimate here and nowhere else.
+    What the network predicts (epsilon, v, velocity) becomes the clean estimate here and nowhere else.
     """
 
     network: nn.Module  # what weight objectives train
@@ -35,12 +35,12 @@ class Denoiser(ABC):
         """E[clean | x] as the network sees it, float32, shape of x [B, ...].
 
         x is at `level` (x = alpha clean + sigma noise), on any scale: a network trained on variance-preserving
-        latents is fed x / sqrt(alpha^2 + sigma^2), so that vp and karras levels both work.
+        latents is fed x / sqrt(alpha^2 + sigma^2), so vp and karras levels both work.
         """
 
     @abstractmethod
     def decode(self, x: Tensor, size: int | None = None) -> Tensor:
-        """Clean latents to images [B, 3, H, W] in [0, 1], float32; `size` resizes to size x size, antialiased."""
+        """Clean latents to images [B, 3, H, W] in [0, 1], float32, resized to size x size, antialiased."""
 
     @property
     @abstractmethod
@@ -64,14 +64,14 @@ class Denoiser(ABC):
     def levels(self, steps: int) -> list[Level]:
         """The backbone's own noise levels, steps + 1 of them (override where there is no scheduler)."""
         if self.scheduler is None:
-            raise ValueError(f"{type(self).__name__} has no scheduler; give levels=, for example schedules.vp({steps})")
+            raise ValueError(f"{type(self).__name__} has no scheduler; give levels=, e.g. schedules.vp({steps})")
         levels = from_scheduler(self.scheduler, steps)
-        if type(self.scheduler).__name__ == "PNDMScheduler":  # its start visits a level twice, which only it can use
+        if type(self.scheduler).__name__ == "PNDMScheduler":  # it visits one level twice; no other solver should
             levels = [*dict.fromkeys(levels[:-1]), levels[-1]]
         return levels
 
     def noise(self, seeds: Sequence[int]) -> Tensor:
-        """Unit noise [B, ...]; row i depends on seeds[i] only and equals diffusers' with a list of CPU generators."""
+        """Unit noise [B, ...]; row i depends on seeds[i] only and equals diffusers' with CPU generators."""
         rows = [torch.randn((1, *self.latent_shape), generator=torch.Generator("cpu").manual_seed(int(seed)))
                 for seed in seeds]
         return torch.cat(rows).to(self.device)
