@@ -1,0 +1,1 @@
+"""Complete runs as functions; the command line calls them."""
