@@ -1,4 +1,4 @@
-"""Backbones: a diffusers pipeline seen as embed / clean / decode. diffusers is imported when one is loaded."""
+"""Backbones: a diffusers pipeline seen as embed / clean / decode. diffusers loads when a backbone does."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def load(path: str | Path, *, dtype: torch.dtype = torch.float32, device: str | 
          lora: str | Path | None = None) -> Denoiser:
     """The denoiser in a diffusers folder, or on the Hugging Face hub where `path` is an "owner/name" id.
 
-    A folder never needs the network; a hub id is downloaded (once). Only safetensors weights are read. All weights are
-    frozen: training turns on what it trains. A pipeline's safety checker is not loaded.
+    A folder never needs the network; a hub id is downloaded (once). Only safetensors weights are read. All
+    weights are frozen: training turns on what it trains. A pipeline's safety checker is not loaded.
 
     lora: a folder or .safetensors file in the diffusers or the peft layout, or a hub id; it stays a separate,
         switchable set of weights.
-    ValueError: no such folder, no pipeline in it, an unsupported family, weights that are not safetensors, a lora that
-        does not fit.
+    ValueError: no such folder, no pipeline in it, an unsupported family, weights that are not safetensors, a
+        lora that does not fit.
     """
     from promptloop.denoisers import folders
 
@@ -47,7 +47,7 @@ def load(path: str | Path, *, dtype: torch.dtype = torch.float32, device: str | 
 
 
 def from_pipeline(pipe: Any) -> Denoiser:
-    """The denoiser over an existing diffusers pipeline object, used as it is (weights, device, LoRAs, scheduler)."""
+    """The denoiser over an existing diffusers pipeline, used as it is: weights, device, LoRAs, scheduler."""
     return _family(type(pipe).__name__)(pipe)
 
 

@@ -1,4 +1,4 @@
-"""From a folder or a hub id to a diffusers pipeline, with a LoRA where asked; every failure is one sentence."""
+"""From a folder or a hub id to a diffusers pipeline, with a LoRA where asked; a failure is one sentence."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def source(path: str | Path) -> str:
     """`path` where it is a diffusers folder or can be a hub id; ValueError otherwise."""
     local = Path(path).expanduser()
     if local.is_file():
-        raise ValueError(f"{path} is a file; give the diffusers folder that holds model_index.json, or a hub id")
+        raise ValueError(f"{path} is a file; give the diffusers folder with model_index.json, or a hub id")
     if local.is_dir():
         if not (local / "model_index.json").is_file():
             raise ValueError(f"{path} has no model_index.json, so it is not a diffusers pipeline folder")
@@ -40,7 +40,7 @@ def index(source: str) -> dict[str, Any]:
                          f"{_sentence(error)}") from error  # fmt: skip
 
 
-def pipeline(source: str, index: dict[str, Any], dtype: torch.dtype) -> DiffusionPipeline:
+def pipeline(source: str, index: dict[str, Any], dtype: torch.dtype) -> Any:
     """The pipeline with its weights, from safetensors only. Parts that its index leaves out stay None."""
     absent = {name: None for name, part in index.items() if isinstance(part, list) and part[0] is None}
     if "safety_checker" in index:
@@ -52,7 +52,7 @@ def pipeline(source: str, index: dict[str, Any], dtype: torch.dtype) -> Diffusio
 
 
 def add_lora(pipe: Any, path: str | Path) -> None:
-    """Load a LoRA into the pipeline's parts, diffusers or peft layout. ValueError where it is absent or does not fit."""
+    """Load a LoRA (diffusers or peft layout) into the pipeline. ValueError: it is absent or does not fit."""
     file = _lora_file(path)
     settings = file.with_name(PEFT_CONFIG)
     before = _lora_sizes(pipe)
@@ -66,18 +66,18 @@ def add_lora(pipe: Any, path: str | Path) -> None:
     except (ValueError, RuntimeError, KeyError, TypeError) as error:
         raise ValueError(f"lora {path} does not fit {type(pipe).__name__}: {_sentence(error)}") from error
     if _lora_sizes(pipe) == before:
-        raise ValueError(f"lora {path} names no weights of {type(pipe).__name__}; it was made for another backbone")
+        raise ValueError(f"lora {path} names no weights of {type(pipe).__name__}; it is for another backbone")
 
 
 def _lora_file(path: str | Path) -> Path:
     local = Path(path).expanduser()
     if not local.exists():
         if not HUB_ID.fullmatch(str(path)):
-            raise ValueError(f'lora {path} does not exist; give a folder, a .safetensors file or a hub id')
+            raise ValueError(f"lora {path} does not exist; give a folder, a .safetensors file or a hub id")
         try:
             local = Path(snapshot_download(str(path), allow_patterns=["*.safetensors", PEFT_CONFIG]))
         except (OSError, ValueError) as error:
-            raise ValueError(f"lora {path} is neither here nor did the hub give it: {_sentence(error)}") from error
+            raise ValueError(f"lora {path} is neither here nor on the hub: {_sentence(error)}") from error
     files = [local] if local.is_file() else sorted(local.glob("*.safetensors"))
     if len(files) != 1 or files[0].suffix != ".safetensors":
         found = ", ".join(file.name for file in files) or "none"

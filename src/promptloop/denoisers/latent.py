@@ -1,4 +1,4 @@
-"""What every denoiser over a diffusers pipeline shares: its latents, its decoder, its first text encoder's tokens."""
+"""What all denoisers over a diffusers pipeline share: latents, decoder, counting tokens."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from promptloop.denoisers.denoiser import Denoiser
 
 
 class LatentDenoiser(Denoiser):
-    """A diffusers text-to-image pipeline with an autoencoder. Components stay the pipeline's: nothing is copied.
+    """A diffusers text-to-image pipeline with an autoencoder. Its parts are used, not copied.
 
-    pipe: the pipeline; its loaded LoRAs, device and dtype are used as they are. Its safety checker is not run.
+    pipe: the pipeline; its LoRAs, device and dtype are used as they are. Its safety checker is not run.
     """
 
     def __init__(self, pipe: Any, network: nn.Module) -> None:
@@ -23,7 +23,7 @@ class LatentDenoiser(Denoiser):
     @property
     def latent_shape(self) -> tuple[int, ...]:
         """(channels, height, width) of one latent at the network's own resolution."""
-        settings = self.network.config
+        settings: Any = self.network.config
         size = settings.sample_size
         height, width = (size, size) if isinstance(size, int) else size
         return (settings.in_channels, height, width)

@@ -18,18 +18,18 @@ PREDICTIONS = ("epsilon", "v_prediction", "sample")
 
 @final
 class SD(LatentDenoiser):
-    """A StableDiffusionPipeline. What its UNet predicts is read from the scheduler's `prediction_type`.
+    """A StableDiffusionPipeline. What its UNet predicts is the scheduler's `prediction_type`.
 
-    ValueError for a UNet distilled on a guidance scale, or a prediction type that is not one of `PREDICTIONS`.
+    ValueError for a prediction type not in `PREDICTIONS`, or a UNet that wants a guidance scale as input.
     """
 
     def __init__(self, pipe: Any) -> None:
         super().__init__(pipe, pipe.unet)
-        self.prediction: str = pipe.scheduler.config.get("prediction_type", "epsilon")
-        if self.prediction not in PREDICTIONS:
-            raise ValueError(f"the scheduler's prediction_type is {self.prediction!r}; known: {', '.join(PREDICTIONS)}")
+        self.prediction = kind = pipe.scheduler.config.get("prediction_type", "epsilon")
+        if kind not in PREDICTIONS:
+            raise ValueError(f"the scheduler's prediction_type is {kind!r}; known: {', '.join(PREDICTIONS)}")
         if pipe.unet.config.time_cond_proj_dim is not None:
-            raise ValueError("this UNet takes a guidance scale as input (time_cond_proj_dim), which SD does not give it")
+            raise ValueError("this UNet wants a guidance scale as input (time_cond_proj_dim), which SD lacks")
 
     def embed(self, prompts: Sequence[str]) -> Cond:
         """Field "text" [B, length, width], by the pipeline's encode_prompt."""
@@ -37,21 +37,22 @@ class SD(LatentDenoiser):
         return Cond({"text": text})
 
     def clean(self, x: Tensor, level: Level, cond: Cond) -> Tensor:
-        """Clean estimate [B, C, h, w]. ValueError at a level without signal unless the network predicts v or clean.
+        """Clean estimate [B, C, h, w], float32. ValueError at pure noise for a network that predicts noise.
 
-        v = alpha noise - sigma clean (Salimans and Ho 2022, appendix D), for latents scaled to alpha^2 + sigma^2 = 1.
+        v = alpha noise - sigma clean (Salimans and Ho 2022, appendix D) where alpha^2 + sigma^2 = 1.
         """
         scale = math.hypot(level.alpha, level.sigma)
-        weights = next(self.network.parameters())
+        dtype = next(self.network.parameters()).dtype
         fed = x / scale
         t = torch.full((len(x),), level.t, device=x.device)
-        out = self.network(fed.to(weights.dtype), t, cond.fields["text"].to(weights.dtype), return_dict=False)[0].float()
+        text = cond.fields["text"].to(dtype)
+        out = self.network(fed.to(dtype), t, text, return_dict=False)[0].float()
         if self.prediction == "sample":
             return out
         if self.prediction == "v_prediction":
             return (level.alpha * fed - level.sigma * out) / scale
         if level.alpha == 0:
-            raise ValueError(f"{level} is pure noise: a network that predicts noise has no clean estimate there")
+            raise ValueError(f"{level} is pure noise; a network that predicts noise has no estimate there")
         return (x - level.sigma * out) / level.alpha
 
     @property

@@ -1,4 +1,4 @@
-"""Stable Diffusion 3 and 3.5: a transformer trained by flow matching, two CLIP text encoders and, where loaded, T5."""
+"""Stable Diffusion 3 and 3.5: a flow-matching transformer, two CLIP text encoders and, where loaded, T5."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ class SD3(LatentDenoiser):
 
     def __init__(self, pipe: Any) -> None:
         super().__init__(pipe, pipe.transformer)
+        self.patch: int = pipe.transformer.config.patch_size
         third = pipe.tokenizer_3
         self.t5_length = T5_LENGTH if third is None else min(T5_LENGTH, third.model_max_length)
 
@@ -36,21 +37,20 @@ class SD3(LatentDenoiser):
         return Cond({"text": text, "pooled": pooled})
 
     def clean(self, x: Tensor, level: Level, cond: Cond) -> Tensor:
-        """Clean estimate [B, C, h, w] from the velocity noise - clean, at flow levels (alpha + sigma = 1) or rescaled ones.
+        """Clean estimate [B, C, h, w], float32, from the velocity noise - clean.
 
-        A level of another kind is rescaled by alpha + sigma to the flow level with the same signal-to-noise ratio.
+        The network knows flow levels (alpha + sigma = 1); others are rescaled to one by alpha + sigma.
         """
         scale = level.alpha + level.sigma
-        weights = next(self.network.parameters())
+        dtype = next(self.network.parameters()).dtype
         fed = x / scale
         t = torch.full((len(x),), level.t, device=x.device)
-        velocity = self.network(
-            hidden_states=fed.to(weights.dtype), timestep=t, encoder_hidden_states=cond.fields["text"].to(weights.dtype),
-            pooled_projections=cond.fields["pooled"].to(weights.dtype), return_dict=False)[0]  # fmt: skip
+        text, pooled = cond.fields["text"].to(dtype), cond.fields["pooled"].to(dtype)
+        velocity = self.network(fed.to(dtype), text, pooled, t, return_dict=False)[0]
         return fed - (level.sigma / scale) * velocity.float()
 
     def levels(self, steps: int) -> list[Level]:
-        """The pipeline's own levels, steps + 1 of them, shifted for this latent size where the scheduler asks for it."""
+        """The pipeline's own levels, steps + 1 of them, with dynamic shifting where the scheduler has it."""
         return from_scheduler(self.scheduler, steps, **self.scheduler_options)
 
     @property
@@ -60,10 +60,10 @@ class SD3(LatentDenoiser):
         if not settings.get("use_dynamic_shifting", False):
             return {}
         _, height, width = self.latent_shape
-        patch = self.network.config.patch_size
+        tokens = (height // self.patch) * (width // self.patch)
         return {"mu": calculate_shift(
-            (height // patch) * (width // patch), settings.get("base_image_seq_len", 256),
-            settings.get("max_image_seq_len", 4096), settings.get("base_shift", 0.5), settings.get("max_shift", 1.16))}
+            tokens, settings.get("base_image_seq_len", 256), settings.get("max_image_seq_len", 4096),
+            settings.get("base_shift", 0.5), settings.get("max_shift", 1.16))}
 
     @property
     def text_limit(self) -> int:

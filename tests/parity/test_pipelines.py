@@ -1,0 +1,172 @@
+"""Our loop gives the image the diffusers pipeline gives, from the same seeds: each family, CFG, schedulers, LoRA.
+
+Pipelines are tiny and random but of the real classes, written to disk and loaded twice: once by diffusers as the
+reference, once by `load`. Largest difference found when written: see TOLERANCE.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from diffusers import (
+    DiffusionPipeline,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
+    PNDMScheduler,
+    StableDiffusion3Pipeline,
+    StableDiffusionPipeline,
+    UniPCMultistepScheduler,
+)
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
+
+from promptloop.controls.guidance import CFG
+from promptloop.denoisers import load
+from promptloop.sample import sample
+from promptloop.solvers import DDIM, Euler, Scheduler, Solver
+
+TOLERANCE = 1e-4  # images in [0, 1], float32
+STEPS = 6
+PROMPTS = ["a red circle", "two blue stars left of a ring", ""]
+SEEDS = [3, 4, 5]
+
+FAMILIES: dict[str, Callable[[], DiffusionPipeline]] = {
+    "sd1": tiny.sd,
+    "sd2": lambda: tiny.sd("v_prediction"),
+    "sd2-zero-snr": lambda: tiny.sd("v_prediction", rescale_betas_zero_snr=True, timestep_spacing="trailing"),
+    "sd3": tiny.sd3,
+    "sd3-without-t5": lambda: tiny.sd3(t5=0),
+    "sd3-dynamic-shift": lambda: tiny.sd3(sample=16, use_dynamic_shifting=True, shift=1.0),
+}
+OWN = {"sd1": DDIM(), "sd2": DDIM(), "sd2-zero-snr": DDIM()}  # the rest: Euler()
+WRAPPED: list[tuple[str, type, dict[str, Any]]] = [
+    ("sd1", DPMSolverMultistepScheduler, {}),
+    ("sd1", EulerDiscreteScheduler, {}),
+    ("sd1", PNDMScheduler, {"skip_prk_steps": True}),
+    ("sd2", DPMSolverMultistepScheduler, {}),
+    ("sd2", EulerDiscreteScheduler, {}),
+    ("sd3", FlowMatchHeunDiscreteScheduler, {"shift": 3.0}),
+    ("sd3", UniPCMultistepScheduler, {"prediction_type": "flow_prediction", "use_flow_sigmas": True}),
+    ("sd3", DPMSolverMultistepScheduler, {"prediction_type": "flow_prediction", "use_flow_sigmas": True}),
+]
+MODES: dict[str, tuple[float, str | None]] = {"plain": (1.0, None), "cfg": (5.0, None), "negative": (5.0, "blurry")}
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """name -> the folder of that family, written on first use."""
+    root, made = tmp_path_factory.mktemp("pipelines"), {}
+
+    def folder(name: str) -> Path:
+        if name not in made:
+            made[name] = tiny.saved(FAMILIES[name](), root / name)
+        return made[name]
+
+    return folder
+
+
+def reference(folder: Path) -> Any:
+    """The folder as diffusers loads it."""
+    absent = {"text_encoder_3": None, "tokenizer_3": None} if "without-t5" in folder.name else {}
+    pipe = DiffusionPipeline.from_pretrained(folder, **absent)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def theirs(pipe: Any, mode: str) -> torch.Tensor:
+    scale, negative = MODES[mode]
+    generators = [torch.Generator().manual_seed(seed) for seed in SEEDS]
+    return pipe(PROMPTS, num_inference_steps=STEPS, guidance_scale=scale, generator=generators, output_type="pt",
+                negative_prompt=None if negative is None else [negative] * len(PROMPTS)).images  # fmt: skip
+
+
+def ours(denoiser: Any, mode: str, solver: Solver | None = None) -> torch.Tensor:
+    scale, negative = MODES[mode]
+    controls = [] if mode == "plain" else [CFG(scale, negative or "")]
+    run = sample(denoiser, PROMPTS, steps=STEPS, seeds=SEEDS, solver=solver, controls=controls)
+    assert run.images is not None
+    return run.images
+
+
+def assert_same(mine: torch.Tensor, expected: torch.Tensor) -> None:
+    """Equal to TOLERANCE, on pictures that have something to compare."""
+    assert expected.std() > 0.05 and ((expected > 0) & (expected < 1)).float().mean() > 0.9
+    assert (expected[0] - expected[1]).abs().max() > 0.05
+    assert (mine - expected).abs().max() <= TOLERANCE
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", FAMILIES)
+def test_own_solver_equals_pipeline(folders: Callable[[str], Path], name: str, mode: str) -> None:
+    """Batch of three, our own DDIM or Euler. Fails if the SD3 decoder forgets the autoencoder's shift_factor."""
+    solver = OWN.get(name, Euler())
+    assert_same(ours(load(folders(name)), mode, solver), theirs(reference(folders(name)), mode))
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(("name", "kind", "changes"), WRAPPED, ids=lambda value: getattr(value, "__name__", None))
+def test_wrapped_scheduler_equals_pipeline(
+    folders: Callable[[str], Path], name: str, kind: type, changes: dict[str, Any], mode: str
+) -> None:
+    """The same diffusers scheduler in their loop and in ours. Fails if v is fed back to it as noise."""
+    pipe, denoiser = reference(folders(name)), load(folders(name))
+    pipe.scheduler = kind.from_config(pipe.scheduler.config, **changes)
+    solver = Scheduler(kind.from_config(denoiser.scheduler.config, **changes))
+    assert_same(ours(denoiser, mode, solver), theirs(pipe, mode))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_default_solver_is_the_pipelines(folders: Callable[[str], Path], name: str) -> None:
+    """Without a solver given. Fails if default_solver takes DDIM for a flow scheduler."""
+    assert_same(ours(load(folders(name)), "cfg"), theirs(reference(folders(name)), "cfg"))
+
+
+def test_short_t5_equals_pipeline_told_so(tmp_path: Path) -> None:
+    """A T5 tokenizer with a small model_max_length sets max_sequence_length. Fails if embed leaves it at 256."""
+    folder = tiny.saved(tiny.sd3(t5=12), tmp_path)
+    pipe = reference(folder)
+    pipe.register_modules(tokenizer_3=pipe.tokenizer_3)
+    generators = [torch.Generator().manual_seed(seed) for seed in SEEDS]
+    expected = pipe(PROMPTS, num_inference_steps=STEPS, guidance_scale=1.0, generator=generators, output_type="pt",
+                    max_sequence_length=12).images  # fmt: skip
+    assert_same(ours(load(folder), "plain"), expected)
+
+
+def lora(network: torch.nn.Module) -> torch.nn.Module:
+    """The network in peft's wrapping, with a loud random LoRA whose scale alpha / r is not 1."""
+    tuned = get_peft_model(network, LoraConfig(r=2, lora_alpha=6, target_modules=["to_q", "to_v", "to_out.0"]))
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for name, value in tuned.named_parameters():
+            if "lora_" in name:
+                value.copy_(0.3 * torch.randn(value.shape, generator=generator))
+    return tuned
+
+
+@pytest.mark.parametrize("layout", ["diffusers", "peft"])
+@pytest.mark.parametrize("name", ["sd1", "sd3"])
+def test_lora_equals_pipeline(folders: Callable[[str], Path], tmp_path: Path, name: str, layout: str) -> None:
+    """LoRA loaded from either layout against the weights merged by peft. Fails if lora_alpha is lost on the way."""
+    pipe = reference(folders(name))
+    part = "unet" if name == "sd1" else "transformer"
+    plain = theirs(pipe, "cfg")
+    tuned: Any = lora(getattr(pipe, part))
+    if layout == "peft":
+        tuned.save_pretrained(tmp_path)
+    elif part == "unet":
+        StableDiffusionPipeline.save_lora_weights(
+            tmp_path, unet_lora_layers=get_peft_model_state_dict(tuned),
+            unet_lora_adapter_metadata=tuned.peft_config["default"].to_dict())  # fmt: skip
+    else:
+        StableDiffusion3Pipeline.save_lora_weights(
+            tmp_path, transformer_lora_layers=get_peft_model_state_dict(tuned),
+            transformer_lora_adapter_metadata=tuned.peft_config["default"].to_dict())  # fmt: skip
+    pipe.register_modules(**{part: tuned.merge_and_unload()})
+    expected = theirs(pipe, "cfg")
+    assert (expected - plain).abs().max() > 0.05
+    assert_same(ours(load(folders(name), lora=tmp_path), "cfg"), expected)
