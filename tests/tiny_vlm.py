@@ -27,15 +27,15 @@ CHATML = (
     "{% if c['type'] == 'image' %}IMAGE{% else %}{{ c['text'] }}{% endif %}{% endfor %}"
     "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-WIDTH = dict(
-    hidden_size=48,
-    intermediate_size=96,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    max_position_embeddings=512,
-    initializer_range=0.2,
-)
+WIDTH = {
+    "hidden_size": 48,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "initializer_range": 0.2,
+}
 
 
 def tokenizer(*special: str) -> tf.PreTrainedTokenizerFast:
@@ -102,14 +102,14 @@ def llava(folder: Path) -> Path:
 
 def idefics3(folder: Path) -> Path:
     words = tokenizer("<image>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>")
-    vision = dict(
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        image_size=32,
-        patch_size=8,
-    )
+    vision = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "image_size": 32,
+        "patch_size": 8,
+    }
     config = tf.Idefics3Config(
         vision_config=vision,
         text_config=tf.LlamaConfig(vocab_size=len(words), pad_token_id=words.pad_token_id, **WIDTH),
@@ -138,7 +138,7 @@ def _qwen(folder: Path, config: type, network: type, family: type, vision: dict,
         ]
     }
     turns = {"rope_type": "default", "mrope_section": [2, 2, 2], "rope_theta": 10000.0, **rope}
-    ends = dict(bos_token_id=None, eos_token_id=words.eos_token_id)
+    ends = {"bos_token_id": None, "eos_token_id": words.eos_token_id}
     rows = len(words) + 24  # as in the real checkpoints, more rows than the tokenizer has tokens
     text = dict(vocab_size=rows, rope_parameters=turns, head_dim=12, **ends, **WIDTH)
     images = Qwen2VLImageProcessorPil(
@@ -151,36 +151,36 @@ def _qwen(folder: Path, config: type, network: type, family: type, vision: dict,
 
 
 def qwen2_5_vl(folder: Path) -> Path:
-    vision = dict(
-        depth=2,
-        hidden_size=32,
-        intermediate_size=64,
-        num_heads=4,
-        out_hidden_size=48,
-        patch_size=8,
-        spatial_merge_size=2,
-        temporal_patch_size=2,
-        window_size=32,
-        fullatt_block_indexes=[1],
-    )
+    vision = {
+        "depth": 2,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_heads": 4,
+        "out_hidden_size": 48,
+        "patch_size": 8,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+        "window_size": 32,
+        "fullatt_block_indexes": [1],
+    }
     return _qwen(
         folder, tf.Qwen2_5_VLConfig, tf.Qwen2_5_VLForConditionalGeneration, tf.Qwen2_5_VLProcessor, vision
     )
 
 
 def qwen3_vl(folder: Path) -> Path:
-    vision = dict(
-        depth=2,
-        hidden_size=32,
-        intermediate_size=64,
-        num_heads=4,
-        out_hidden_size=48,
-        patch_size=8,
-        spatial_merge_size=2,
-        temporal_patch_size=2,
-        num_position_embeddings=16,
-        deepstack_visual_indexes=[0],
-    )
+    vision = {
+        "depth": 2,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_heads": 4,
+        "out_hidden_size": 48,
+        "patch_size": 8,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+        "num_position_embeddings": 16,
+        "deepstack_visual_indexes": [0],
+    }
     return _qwen(
         folder,
         tf.Qwen3VLConfig,

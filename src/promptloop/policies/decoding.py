@@ -18,7 +18,7 @@ from transformers.cache_utils import DynamicLayer
 
 @dataclass(frozen=True)
 class Inputs:
-    """A batch of prompts: ids and mask [B, L] (left-padded), positions [..., B, L], and the family's extras."""
+    """A batch of prompts: ids and mask [B, L] (left-padded), positions [..., B, L], the family's extras."""
 
     ids: Tensor
     mask: Tensor
@@ -26,7 +26,7 @@ class Inputs:
     extras: dict[str, Tensor]  # pixels, grids; token types are [B, L] like the ids
 
     def followed_by(self, tokens: Tensor) -> Inputs:
-        """The same prompts with completions [B, T] appended (padding on their right is masked by the caller)."""
+        """The same prompts with completions [B, T] appended; the caller masks the padding on their right."""
         batch, length = tokens.shape
         steps = torch.arange(1, length + 1, device=tokens.device)
         extras = {

@@ -46,7 +46,7 @@ class Identity(Fixed):
 @final
 @dataclass(frozen=True)
 class Table(Fixed):
-    """Looks the query up: `Table({"a dog": "a photo of a dog"})`. A query that is not in it keeps its prompt."""
+    """Looks the query up: `Table({"a dog": "a photo of a dog"})`. Others keep theirs."""
 
     prompts: Mapping[str, str] = field(default_factory=dict)
 

@@ -61,7 +61,7 @@ class Mllm(Policy):
         image_size: int | None = None,
     ) -> Mllm:
         """From a folder or a hub id; `lora` is a PEFT folder, whose weights (alone) stay trainable."""
-        network = AutoModelForImageTextToText.from_pretrained(str(path_or_id), dtype=dtype)
+        network: Any = AutoModelForImageTextToText.from_pretrained(str(path_or_id), dtype=dtype)
         if lora is not None:
             from peft import PeftModel
 
@@ -71,7 +71,7 @@ class Mllm(Policy):
 
     @torch.no_grad()
     def write(self, requests: Sequence[Request], seeds: Sequence[int]) -> list[Draft]:
-        """One draft per request; draft i depends on request i and seeds[i], whatever the rest of the batch."""
+        """One draft per request; draft i depends on request i and seeds[i], whatever else is asked."""
         if len(seeds) != len(requests):
             raise ValueError(f"{len(requests)} requests but {len(seeds)} seeds; give one seed per request")
         drafts: dict[int, Draft] = {}
@@ -83,11 +83,12 @@ class Mllm(Policy):
 
     def _write(self, requests: Sequence[Request], seeds: Sequence[int]) -> list[Draft]:
         keys = [_key(request) if self.reuse else (i,) for i, request in enumerate(requests)]
-        distinct = list(dict.fromkeys(keys))
-        inputs = self._encode([requests[keys.index(key)] for key in distinct])
+        distinct = dict(zip(reversed(keys), reversed(requests), strict=True))
+        place = {key: k for k, key in enumerate(distinct)}
+        inputs = self._encode(list(distinct.values()))
         image_token = getattr(self.processor, "image_token_id", None)
         begun = prefill(self.network, inputs, image_token=image_token, reuse=self.reuse)
-        begun = begun.take([distinct.index(key) for key in keys])
+        begun = begun.take([place[key] for key in keys])
         tokens, log_probs = decode(
             self.network,
             begun,

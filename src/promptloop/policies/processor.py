@@ -53,9 +53,9 @@ def image_only(family: type[ProcessorMixin]) -> type[ProcessorMixin]:
 
 
 def load_processor(path: str) -> Any:
-    """`AutoProcessor`, or the family's image-only form where it wants a video processor without torchvision."""
+    """`AutoProcessor`, or the family's image-only form where a video processor would need torchvision."""
     if not is_torchvision_available():
-        family = PROCESSOR_MAPPING.get(type(AutoConfig.from_pretrained(path)), None)
-        if family is not None and "video_processor" in inspect.signature(family.__init__).parameters:
+        family: Any = PROCESSOR_MAPPING.get(type(AutoConfig.from_pretrained(path)), None)
+        if family is not None and "video_processor" in inspect.signature(family).parameters:
             return image_only(family).from_pretrained(path)
     return AutoProcessor.from_pretrained(path)
