@@ -25,10 +25,11 @@ class History:
         """x at the next level; changes this History (fork first)."""
         t = self.scheduler.timesteps[self.index]
         if float(t) != state.level.t or state.x.shape != self.shape:
-            raise ValueError(f"the scheduler is at t = {float(t):g} for x of shape {tuple(self.shape)}, the state "
-                             f"at t = {state.level.t:g} with {tuple(state.x.shape)}; steps cannot be skipped or redone")
+            here, there = (float(t), tuple(self.shape)), (state.level.t, tuple(state.x.shape))
+            raise ValueError(f"the scheduler stands at t and shape {here}, the state at {there}; "
+                             "a diffusers scheduler's steps cannot be skipped or redone")
         if "scale_model_input" in dir(self.scheduler):
-            self.scheduler.scale_model_input(state.x[:1], t)  # k-style ones insist; the denoiser scales its own
+            self.scheduler.scale_model_input(state.x[:1], t)  # k-style ones insist on the call
         options = {}
         if "generator" in inspect.signature(self.scheduler.step).parameters:
             options["generator"] = [state.generator(i, "step") for i in range(len(state.x))]

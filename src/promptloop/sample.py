@@ -1,6 +1,6 @@
 """The sampling loop: noise becomes an image, and controls may act on every step.
 
-`trajectory` is the loop, `advance` one turn of it, `sample` runs it to the end, `rescore` scores its path again.
+`trajectory` is the loop, `advance` one turn of it, `sample` runs it to the end, `rescore` scores its path.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from promptloop.solvers import DDIM, Euler, Scheduler, Solver
 from promptloop.state import Control, Draw, Run, State, _texts, join
 from promptloop.transition import Transition
 
-__all__ = ["Control", "Draw", "Level", "Run", "Sample", "State", "Transition", "advance", "begin", "default_solver",
-           "embed", "gaussian", "join", "renoise", "rescore", "sample", "trajectory", "value"]
+__all__ = ["Control", "Draw", "Level", "Run", "Sample", "State", "Transition", "advance", "begin",
+           "default_solver", "embed", "gaussian", "join", "renoise", "rescore", "sample", "trajectory", "value"]
 
 
 # --- the loop
@@ -165,15 +165,15 @@ def rescore(denoiser: Any, state: State, *, controls: Sequence[Control] | None =
             solver: Solver | None = None, steps: Sequence[int] | None = None) -> Tensor:
     """[B, T] log-probs of the path that Record kept, under `denoiser` now; differentiable in its network.
 
-    Deterministic steps stay nan and cost nothing. The prompts are those recorded; of the controls (those of the run
-    if None) only `guide` acts, and it must not read memory that changed during the run. `steps` picks columns.
-    ValueError without a recorded path, or when no step was stochastic.
+    Deterministic steps stay nan and cost nothing. The prompts are those recorded; of the controls (None:
+    those of the run) only `guide` acts, and it must not read memory that changed during the run. `steps`
+    picks columns. ValueError without a recorded path, or when no step was stochastic.
     """
     if "path" not in state.memory:
         raise ValueError("this state has no recorded path; put Record() among the controls")
     path, known, said = state.memory["path"], state.memory["path_log_prob"], state.memory["path_prompts"]
     if bool(known.isnan().all()):
-        raise ValueError("every step of the path was deterministic; sample with a stochastic solver: FlowSDE()")
+        raise ValueError("every step of the path was deterministic; use a stochastic solver, e.g. FlowSDE()")
     run = replace(state.run, denoiser=denoiser)
     run = run if controls is None else replace(run, controls=tuple(controls))
     run = run if solver is None else replace(run, solver=solver)

@@ -27,7 +27,7 @@ class Level:
 
     @property
     def share(self) -> float:
-        """Noise share in [0, 1]: sigma / (alpha + sigma), the sigma of the flow level this one is rescaled to."""
+        """Noise share in [0, 1]: sigma / (alpha + sigma), the sigma of this level rescaled to a flow."""
         return self.sigma / (self.alpha + self.sigma)
 
 
@@ -56,9 +56,10 @@ def vp(steps: int, *, curve: Curve = "scaled_linear", spacing: Literal["trailing
        start: float = 0.00085, end: float = 0.012) -> list[Level]:
     """Variance-preserving levels (alpha^2 + sigma^2 = 1), steps + 1 of them, ending at (1, 0).
 
-    `scaled_linear` and `linear` are the 1,000-step curves of Stable Diffusion and DDPM with variances from `start`
-    to `end`, t the training step; "trailing" begins at the last training step, "leading" (with offset 1) where the
-    first Stable Diffusion did. `cosine` is alpha = cos(pi u / 2), u even from 1 (pure noise) to 0, t = 1000 u.
+    `scaled_linear` and `linear` are the 1,000-step curves of Stable Diffusion and DDPM, variances from
+    `start` to `end`, t the training step; "trailing" begins at the last training step, "leading" (with
+    offset 1) where the first Stable Diffusion did. `cosine` is alpha = cos(pi u / 2), u even from 1 (pure
+    noise) to 0, t = 1000 u.
     """
     _positive(steps)
     if curve == "cosine":
@@ -118,9 +119,9 @@ def from_scheduler(scheduler: Any, steps: int | None = None, **options: Any) -> 
     if sigmas is None and "alphas_cumprod" in vars(timed) and len(times) <= (steps or len(times)) + 1:
         return _from_signal(timed, times)
     if sigmas is None or len(sigmas) != len(times) + 1 or name.startswith("EDM"):
-        raise ValueError(f"the timesteps of {name} do not stand for one noise level each; supported are the DDIM, "
-                         "DDPM, PNDM (with skip_prk_steps), LCM, Euler, Heun, LMS, DPMSolver, UniPC, DEIS, SASolver "
-                         "and FlowMatch families")
+        raise ValueError(f"the timesteps of {name} do not stand for one noise level each; supported are DDIM, DDPM, "
+                         "PNDM (with skip_prk_steps), LCM, TCD, Euler, Heun, LMS, DPMSolver, UniPC, DEIS,
+                         SASolver " "and FlowMatch schedulers")
     pairs = zip((float(s) for s in sigmas), [*times, 0.0], strict=True)
     if is_flow(timed):
         return [Level(1.0 - sigma, sigma, t) for sigma, t in pairs]

@@ -67,7 +67,7 @@ class Solver(ABC):
 class DDIM(Solver):
     """Song et al. 2021, eq. 12 and 16, for any (alpha, sigma). eta = 0 deterministic, 1 ancestral (DDPM).
 
-    std = eta sigma' sqrt(1 - (alpha sigma' / (alpha' sigma))^2); where alpha = 1, k-diffusion's ancestral step.
+    std = eta sigma' sqrt(1 - (alpha sigma' / (alpha' sigma))^2); at alpha = 1, k-diffusion's ancestral step.
     """
 
     eta: float = 0.0
@@ -163,8 +163,9 @@ class DanceSDE(Solver):
 class CPS(Solver):
     """Coefficients-preserving sampling (Flow-CPS): sigma' splits into sin (fresh) and cos (estimated) noise.
 
-    mean = alpha' clean + sigma' cos(eta pi / 2) noise, std = sigma' sin(eta pi / 2), so that the noise level is
-    sigma' exactly after every step. It does not keep the marginals as the number of steps grows at fixed eta.
+    mean = alpha' clean + sigma' cos(eta pi / 2) noise, std = sigma' sin(eta pi / 2): the noise level is
+    sigma' exactly after every step. It does not keep the marginals as the number of steps grows at fixed
+    eta.
     """
 
     eta: float = 0.7
@@ -202,9 +203,10 @@ def _sde(denoise: Denoise, state: Point, level: Level, sd: float) -> Transition:
 class Scheduler(Solver):
     """Any diffusers scheduler as a solver with std 0: what its `step` returns is the mean.
 
-    `options` go to `set_timesteps`. The levels must be schedules.from_scheduler(scheduler, steps, **options);
-    `sample` with steps= does that. The scheduler given is never changed: each run has a copy that travels in the
-    Transition, so a multistep history follows its samples. Stochastic ones draw from the per-sample generators.
+    `options` go to `set_timesteps`. The levels must be schedules.from_scheduler(scheduler, steps,
+    **options); `sample` with steps= does that. The scheduler given is never changed: a run has its copy,
+    which travels in the Transition, so a multistep history follows its samples. Stochastic ones draw from
+    the samples' generators.
     """
 
     scheduler: Any
@@ -224,7 +226,7 @@ class Scheduler(Solver):
         elif last is not None and isinstance(last.carry, History):
             history = last.carry.fork()
         else:
-            raise ValueError("no scheduler history at this state; a diffusers scheduler starts at the first level")
+            raise ValueError("no scheduler history at this state; start a diffusers scheduler at the first level")
         clean = denoise(state.x, state.level, state.cond)
         return Transition(history.advance(state, clean), torch.tensor(0.0), clean, history)
 

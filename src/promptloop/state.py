@@ -33,9 +33,10 @@ class Run:
 class State:
     """Everything that belongs to the samples, batch first. `take` is the only mover, and it moves all of it.
 
-    step counts executed steps (0 before the first). queries are what the user asked, prompts what is in force, cond
-    the embedding of `embedded` (None before the first step). transition is the last executed step's. memory is
-    what controls keep: every value has one entry per sample (Tensor, tuple, or an object with take and join).
+    step counts executed steps (0 before the first). queries are what the user asked, prompts what is in
+    force, cond the embedding of `embedded` (None before the first step). transition is the last executed
+    step's. memory is what controls keep: every value has one entry per sample (Tensor, tuple, or an object
+    with take and join).
     """
 
     run: Run
@@ -85,8 +86,8 @@ class State:
                 if isinstance(value, Tensor) and value.ndim == 0 or len(value) != len(self):
                     raise ValueError(f"memory {name!r} needs one entry for each of the {len(self)} samples")
             elif not callable(getattr(value, "take", None)) or not callable(getattr(value, "join", None)):
-                raise ValueError(f"memory {name!r} is a {type(value).__name__}; give a Tensor, a tuple, or an "
-                                 "object with take(index) and join(others), so that it can follow its samples")
+                raise ValueError(f"memory {name!r} is a {type(value).__name__}; give a Tensor, a tuple, or an object "
+                                 "with take(index) and join(others), which can follow its samples")
         return replace(self, memory={**self.memory, **values})
 
     def generator(self, i: int, purpose: str) -> torch.Generator:
@@ -138,8 +139,9 @@ def join(states: Sequence[State]) -> State:
 class Control:
     """Acts on the loop through five verbs, each the identity here.
 
-    Settings are frozen; per-sample things go to state.memory. A control never runs the loop and never draws from a
-    global generator (use state.generator or state.noise). The order of controls is the order of the list.
+    Settings are frozen; per-sample things go to state.memory. A control never runs the loop and never draws
+    from a global generator (use state.generator or state.noise). The order of controls is the order of the
+    list.
     """
 
     def start(self, state: State) -> State:

@@ -1,4 +1,4 @@
-"""A denoising step as a Gaussian: sampling draws from it, policy gradient scores it, search proposes from it."""
+"""A step as a Gaussian: sampling draws from it, policy gradient scores it, search proposes from it."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Transition:
         The mean, not the sum: Flow-GRPO, DanceGRPO and DDPO clip that ratio. ValueError where std is 0.
         """
         if self.deterministic:
-            raise ValueError("a deterministic step (std 0) has no log-prob; use a stochastic one, e.g. DDIM(eta=1)")
+            raise ValueError("a deterministic step (std 0) has no log-prob; use a stochastic solver")
         std = self.std.float()
         z = (x.detach().float() - self.mean.float()) / std
         each = -0.5 * z**2 - torch.log(std) - 0.5 * math.log(2 * math.pi)

@@ -17,13 +17,14 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 PYTHON = sorted(p for d in ("src", "tests", "benchmarks") if (ROOT / d).is_dir() for p in (ROOT / d).rglob("*.py"))
 
 LOWEST = {"world", "rewards", "policies", "denoisers", "schedules"}
-LOOP = LOWEST | {"transition", "solvers", "state", "sample", "parameters"}
+LOOP = LOWEST | {"transition", "history", "solvers", "state", "sample", "parameters"}
 MIDDLE = LOOP | {"controls"}
 TRAIN = MIDDLE | {"rollout", "objectives"}
 ARROWS = {  # room -> the rooms it may import
     **dict.fromkeys(LOWEST, LOWEST),
     "transition": set(),
-    "solvers": {"schedules", "transition"},
+    "history": {"schedules"},
+    "solvers": {"schedules", "transition", "history"},
     "state": {"schedules", "denoisers", "transition", "solvers"},
     "sample": {"schedules", "denoisers", "transition", "solvers", "state"},
     "parameters": {"denoisers", "policies"},

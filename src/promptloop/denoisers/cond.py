@@ -15,7 +15,8 @@ from torch import Tensor
 class Cond:
     """Named tensors with one row per sample. Indexing picks rows; only the denoiser that made it reads fields.
 
-    A family whose texts differ in length keeps text at [B, length, ...] and a field "mask" [B, length], 0 = padding.
+    A family whose texts differ in length keeps them at [B, length, ...] with a "mask" [B, length], 0 =
+    padding.
     """
 
     fields: Mapping[str, Tensor]
@@ -23,7 +24,7 @@ class Cond:
     def __post_init__(self) -> None:
         lengths = {name: len(value) for name, value in self.fields.items()}
         if len(set(lengths.values())) != 1:
-            raise ValueError(f"a Cond needs at least one field, all with the same number of rows; got {lengths}")
+            raise ValueError(f"a Cond needs fields, all with the same number of rows; got {lengths}")
 
     def __len__(self) -> int:
         return len(next(iter(self.fields.values())))

@@ -34,7 +34,7 @@ class Denoiser(ABC):
     def clean(self, x: Tensor, level: Level, cond: Cond) -> Tensor:
         """E[clean | x] as the network sees it, float32, shape of x [B, ...].
 
-        x is at `level` (x = alpha clean + sigma noise), on any scale: a network trained on variance-preserving
+        x is at `level` (x = alpha clean + sigma noise) on any scale: a network trained on variance-preserving
         latents is fed x / sqrt(alpha^2 + sigma^2), so vp and karras levels both work.
         """
 
@@ -64,9 +64,9 @@ class Denoiser(ABC):
     def levels(self, steps: int) -> list[Level]:
         """The backbone's own noise levels, steps + 1 of them (override where there is no scheduler)."""
         if self.scheduler is None:
-            raise ValueError(f"{type(self).__name__} has no scheduler; give levels=, e.g. schedules.vp({steps})")
+            raise ValueError(f"{type(self).__name__} has no scheduler; give levels=, e.g. vp({steps})")
         levels = from_scheduler(self.scheduler, steps)
-        if type(self.scheduler).__name__ == "PNDMScheduler":  # it visits one level twice; no other solver should
+        if type(self.scheduler).__name__ == "PNDMScheduler":  # it visits one level twice, for itself
             levels = [*dict.fromkeys(levels[:-1]), levels[-1]]
         return levels
 
