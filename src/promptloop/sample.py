@@ -18,7 +18,8 @@ from promptloop.state import Control, Draw, Run, State, _texts, join
 from promptloop.transition import Transition
 
 __all__ = ["Control", "Draw", "Level", "Run", "Sample", "State", "Transition", "advance", "begin",
-           "default_solver", "embed", "gaussian", "join", "renoise", "rescore", "sample", "trajectory", "value"]
+           "default_solver", "embed", "gaussian", "join", "renoise", "rescore", "sample", "trajectory",
+           "value"]
 
 
 # --- the loop

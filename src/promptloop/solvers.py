@@ -226,7 +226,7 @@ class Scheduler(Solver):
         elif last is not None and isinstance(last.carry, History):
             history = last.carry.fork()
         else:
-            raise ValueError("no scheduler history at this state; start a diffusers scheduler at the first level")
+            raise ValueError("no scheduler history here; start a diffusers scheduler at the first level")
         clean = denoise(state.x, state.level, state.cond)
         return Transition(history.advance(state, clean), torch.tensor(0.0), clean, history)
 

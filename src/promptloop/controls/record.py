@@ -22,7 +22,7 @@ class Record(Control):
 
     def condition(self, state: State) -> State:
         if state.level != state.run.levels[state.step]:
-            raise ValueError("Record follows the run's levels in order; this state was renoised or skipped some")
+            raise ValueError("Record follows the run's levels in order; this state left them")
         if state.step > 0:
             return state
         empty = torch.zeros(len(state), 0, device=state.x.device)

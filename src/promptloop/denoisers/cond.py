@@ -13,7 +13,7 @@ from torch import Tensor
 @final
 @dataclass(frozen=True)
 class Cond:
-    """Named tensors with one row per sample. Indexing picks rows; only the denoiser that made it reads fields.
+    """Named tensors with one row per sample. Indexing picks rows; only its denoiser reads the fields.
 
     A family whose texts differ in length keeps them at [B, length, ...] with a "mask" [B, length], 0 =
     padding.
