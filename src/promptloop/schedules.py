@@ -119,9 +119,9 @@ def from_scheduler(scheduler: Any, steps: int | None = None, **options: Any) -> 
     if sigmas is None and "alphas_cumprod" in vars(timed) and len(times) <= (steps or len(times)) + 1:
         return _from_signal(timed, times)
     if sigmas is None or len(sigmas) != len(times) + 1 or name.startswith("EDM"):
-        raise ValueError(f"the timesteps of {name} are not one noise level each; supported are the DDIM, DDPM, "
-                         "PNDM (skip_prk_steps), LCM, TCD, Euler, Heun, LMS, DPMSolver, UniPC, DEIS, "
-                         "SASolver and FlowMatch schedulers")
+        raise ValueError(f"the timesteps of {name} are not one noise level each; supported are DDIM, DDPM, "
+                         "PNDM (PLMS only), LCM, TCD, Euler, Heun, LMS, DPMSolver, UniPC, DEIS, SASolver "
+                         "and FlowMatch schedulers")
     pairs = zip((float(s) for s in sigmas), [*times, 0.0], strict=True)
     if is_flow(timed):
         return [Level(1.0 - sigma, sigma, t) for sigma, t in pairs]

@@ -86,8 +86,8 @@ class State:
                 if isinstance(value, Tensor) and value.ndim == 0 or len(value) != len(self):
                     raise ValueError(f"memory {name!r} needs one entry for each of the {len(self)} samples")
             elif not callable(getattr(value, "take", None)) or not callable(getattr(value, "join", None)):
-                raise ValueError(f"memory {name!r} is a {type(value).__name__}, which cannot follow its samples; "
-                                 "give a Tensor, a tuple, or an object with take(index) and join(others)")
+                raise ValueError(f"memory {name!r}: a {type(value).__name__} cannot follow its samples; "
+                                 "give a Tensor, tuple, or object with take(index) and join(others)")
         return replace(self, memory={**self.memory, **values})
 
     def generator(self, i: int, purpose: str) -> torch.Generator:
