@@ -1,4 +1,4 @@
-"""Controls: what acts on the sampling loop. Each file says which verb it uses and from which paper it comes."""
+"""Controls: what acts on the sampling loop, each through the five verbs of `promptloop.sample.Control`."""
 
 from promptloop.controls.guidance import CFG
 from promptloop.controls.prompt import PromptLoop, Rewrite, Scheduled

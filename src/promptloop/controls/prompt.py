@@ -45,14 +45,10 @@ class PromptLoop(Control):
 
     def __post_init__(self) -> None:
         if self.refinements < 0:
-            raise ValueError(
-                f"refinements is {self.refinements}; give the number of prompts to write, 0 or more"
-            )
+            raise ValueError(f"refinements is {self.refinements}; give a number of prompts to write, from 0")
         start, end = self.window
         if not 0.0 <= start < end <= 1.0:
-            raise ValueError(
-                f"window is {self.window}; give two fractions of the trajectory, e.g. (0.1, 0.6)"
-            )
+            raise ValueError(f"window is {self.window}; give two fractions of the trajectory: (0.1, 0.6)")
         if self.plan not in ("even", "random"):
             raise ValueError(f"plan is {self.plan!r}; choose 'even' or 'random'")
         if self.loop not in ("closed", "open"):
@@ -137,7 +133,7 @@ class Scheduled(Control):
             for step in schedule:
                 if not 0 <= step < steps:
                     raise ValueError(
-                        f"a prompt is scheduled at step {step}; the run has steps 0 to {steps - 1}"
+                        f"a prompt is scheduled at step {step} of a run with steps 0 to {steps - 1}"
                     )
         return state.remember(schedule=schedules)
 
@@ -185,7 +181,7 @@ def _inside(refinements: int, steps: int, window: tuple[float, float]) -> range:
 
 
 def even_steps(refinements: int, steps: int, window: tuple[float, float] = (0.0, 1.0)) -> list[int]:
-    """The steps (0 is the first) that plan "even" refines: the first, and others equally spaced in the window.
+    """The steps that plan "even" refines: step 0, and others equally spaced in the window.
 
     The end of the window is not one of them, as the end of the trajectory is not a step.
     """
