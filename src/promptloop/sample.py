@@ -14,7 +14,7 @@ from torch import Tensor
 
 from promptloop.schedules import Level, check
 from promptloop.solvers import DDIM, Euler, Scheduler, Solver
-from promptloop.state import Control, Draw, Run, State, _texts, join
+from promptloop.state import Control, Draw, Run, State, as_texts, join
 from promptloop.transition import Transition
 
 __all__ = ["Control", "Draw", "Level", "Run", "Sample", "State", "Transition", "advance", "begin",
@@ -67,13 +67,13 @@ def gaussian(state: State, transition: Transition) -> tuple[Tensor, Tensor]:
     """The default draw: x ~ N(mean, std^2) with each sample's own noise, and log p - log q = 0."""
     x = transition.mean
     if bool((transition.std > 0).any()):
-        x = x + transition.std.to(x) * state.noise("step")
+        x = x + transition.std * state.noise("step")
     return x, torch.zeros(len(x), device=x.device)
 
 
 def begin(run: Run, prompts: Sequence[str], seeds: Sequence[int], noise: Tensor | None = None) -> State:
     """The state before the first step, before any control."""
-    queries = _texts("prompts", prompts, None)
+    queries = as_texts("prompts", prompts, None)
     if not queries or len(seeds) != len(queries):
         raise ValueError(f"{len(seeds)} seeds for {len(queries)} prompts; give one seed for each prompt")
     rows = torch.as_tensor(seeds, dtype=torch.long)

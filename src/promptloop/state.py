@@ -77,7 +77,7 @@ class State:
 
     def say(self, prompts: Sequence[str]) -> State:
         """The state with these prompts in force from the next step on, one per sample."""
-        return replace(self, prompts=_texts("prompts", prompts, len(self)))
+        return replace(self, prompts=as_texts("prompts", prompts, len(self)))
 
     def remember(self, **values: Any) -> State:
         """The state with these values in memory, each with one entry per sample."""
@@ -122,6 +122,8 @@ def join(states: Sequence[State]) -> State:
         return first
     if any(state.run != first.run or state.step != first.step for state in states):
         raise ValueError("only states at the same step of the same run can be joined")
+    if any(state.memory.keys() != first.memory.keys() for state in states):
+        raise ValueError(f"states remember different things: {[sorted(state.memory) for state in states]}")
     rest, transition = states[1:], first.transition
     return replace(
         first,
@@ -168,6 +170,8 @@ class Control:
 def _rows(index: Tensor | Sequence[int], size: int) -> Tensor:
     """index as a LongTensor of rows, on the CPU."""
     rows = torch.as_tensor(index).cpu()
+    if rows.is_floating_point() and len(rows):
+        raise ValueError(f"index {index} is not made of whole numbers")
     if rows.dtype == torch.bool:
         if rows.shape != (size,):
             raise ValueError(f"a mask of shape {tuple(rows.shape)} cannot pick from {size} samples")
@@ -192,7 +196,7 @@ def _join(value: Any, others: list[Any]) -> Any:
     return sum(others, value) if isinstance(value, tuple) else value.join(others)
 
 
-def _texts(name: str, texts: Sequence[str], size: int | None) -> tuple[str, ...]:
+def as_texts(name: str, texts: Sequence[str], size: int | None) -> tuple[str, ...]:
     """texts as a tuple of strings, `size` of them."""
     if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
         raise ValueError(f"{name} must be a list of strings, got {texts!r}")
