@@ -14,7 +14,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "src" / "promptloop"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
-PYTHON = sorted(p for d in ("src", "tests", "benchmarks") if (ROOT / d).is_dir() for p in (ROOT / d).rglob("*.py"))
+PYTHON = sorted(
+    p for d in ("src", "tests", "benchmarks") if (ROOT / d).is_dir() for p in (ROOT / d).rglob("*.py")
+)
 
 LOWEST = {"world", "rewards", "policies", "denoisers", "schedules"}
 LOOP = LOWEST | {"transition", "history", "solvers", "state", "sample", "parameters"}
@@ -100,7 +102,7 @@ def test_no_import_circles() -> None:
     done: set[str] = set()
 
     def visit(module: str, trail: tuple[str, ...]) -> None:
-        assert module not in trail, " -> ".join([*trail[trail.index(module):], module])
+        assert module not in trail, " -> ".join([*trail[trail.index(module) :], module])
         if module not in done:
             for target in graph.get(module, ()):
                 visit(target, (*trail, module))
@@ -139,9 +141,15 @@ def test_names(path: Path) -> None:
     for node in ast.walk(tree(path)):
         if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
             arguments = {a.arg for a in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)}
-            assert not (arguments | {node.name}) & BANNED_NAMES, f"{node.name}({', '.join(sorted(arguments))})"
+            assert not (arguments | {node.name}) & BANNED_NAMES, (
+                f"{node.name}({', '.join(sorted(arguments))})"
+            )
         if isinstance(node, ast.ClassDef):
-            fields = {s.target.id for s in node.body if isinstance(s, ast.AnnAssign) and isinstance(s.target, ast.Name)}
+            fields = {
+                s.target.id
+                for s in node.body
+                if isinstance(s, ast.AnnAssign) and isinstance(s.target, ast.Name)
+            }
             assert not fields & BANNED_NAMES, f"{node.name}: {sorted(fields & BANNED_NAMES)}"
 
 
@@ -160,7 +168,13 @@ def test_no_registry_hosts_and_no_machine_paths_in_tracked_files() -> None:
     listing = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
     if listing.returncode:
         pytest.skip("not a git checkout")
-    hosts = ["pypi." + "org", "python" + "hosted", "arti" + "factory", "--index" + "-url", "--find" + "-links"]
+    hosts = [
+        "pypi." + "org",
+        "python" + "hosted",
+        "arti" + "factory",
+        "--index" + "-url",
+        "--find" + "-links",
+    ]
     paths = re.compile(r"(?<![\w.])/(?:work|root|home|Users|opt)" + r"/\w")
     for name in listing.stdout.splitlines():
         file = ROOT / name
@@ -179,7 +193,11 @@ def test_every_name_in_a_table_imports() -> None:
         for node in ast.walk(tree(path)):
             values = node.values if isinstance(node, ast.Dict) else []
             for value in values:
-                if isinstance(value, ast.Constant) and isinstance(value.value, str) and pattern.match(value.value):
+                if (
+                    isinstance(value, ast.Constant)
+                    and isinstance(value.value, str)
+                    and pattern.match(value.value)
+                ):
                     module, _, name = value.value.partition(":")
                     assert hasattr(importlib.import_module(module), name), value.value
                     found += 1

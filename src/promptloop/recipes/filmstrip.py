@@ -1,8 +1,7 @@
-"""The filmstrip: one row of estimates with the prompt written at each, the finished image last; base below refined."""
+"""The filmstrip: estimates with the prompt written at each, the finished image last; base below."""
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -40,7 +39,11 @@ def filmstrip(shot: Shot) -> Image.Image:
     rows = [("refined" if shot.picture.notes else "image", panels(shot.picture))]
     if shot.base is not None:
         rows.append(("base: the query alone, same noise", panels(shot.base)))
-    chunks = [(name if k == 0 else "", row[k : k + PER_ROW]) for name, row in rows for k in range(0, len(row), PER_ROW)]
+    chunks = [
+        (name if k == 0 else "", row[k : k + PER_ROW])
+        for name, row in rows
+        for k in range(0, len(row), PER_ROW)
+    ]
     columns = max(len(row) for _, row in chunks)
     width = 2 * MARGIN + columns * TILE + (columns - 1) * GAP
     title = wrap([(word, False) for word in shot.query.split()], width - 2 * MARGIN, TITLE)
@@ -67,21 +70,12 @@ def panels(picture: Picture) -> list[Panel]:
     for frame in picture.frames:
         note = picture.note_at(frame.step)
         label = "start: noise" if frame.step == 0 else f"after step {frame.step}"
-        words = new_words(note.before, note.prompt) if note else ()
+        changes = note.changes() if note else []
+        words = tuple((word, kind == "new") for kind, word in changes if kind != "gone")
         kept = {None: "", "same": "kept"}.get(note.kept, f"kept: the answer was {note.kept}") if note else ""
         row.append(Panel(label, frame.image, words, kept))
     row.append(Panel("final", picture.image, score=picture.score, final=True))
     return row
-
-
-def new_words(before: str, after: str) -> tuple[Word, ...]:
-    """The words of `after`, each with whether it is new against `before`."""
-    old, new = before.split(), after.split()
-    words: list[Word] = []
-    bare = [[word.strip(",.;:").lower() for word in text] for text in (old, new)]
-    for kind, _, _, start, end in difflib.SequenceMatcher(None, *bare, autojunk=False).get_opcodes():
-        words += [(word, kind in ("insert", "replace")) for word in new[start:end]]
-    return tuple(words)
 
 
 def upscale(image: Pixels, side: int = TILE) -> Image.Image:
@@ -96,7 +90,7 @@ def upscale(image: Pixels, side: int = TILE) -> Image.Image:
     return picture.resize(size, Image.Resampling.LANCZOS)
 
 
-# --- laying out text -----------------------------------------------------------------------------------------------
+# --- laying out text
 
 
 @cache
@@ -141,8 +135,15 @@ def wrap(words: Sequence[Word], width: int, size: int) -> list[list[Word]]:
     return [line for line in lines if line] or [[]]
 
 
-def write(draw: ImageDraw.ImageDraw, at: tuple[float, float], lines: Sequence[Sequence[Word]], size: int, pitch: int,
-          ink: Colour, accent: Colour) -> float:
+def write(
+    draw: ImageDraw.ImageDraw,
+    at: tuple[float, float],
+    lines: Sequence[Sequence[Word]],
+    size: int,
+    pitch: int,
+    ink: Colour,
+    accent: Colour,
+) -> float:
     """Draws lines of words, new ones in the accent colour; returns the y below them."""
     x, y = at
     for line in lines:
@@ -158,7 +159,7 @@ def plain(draw: ImageDraw.ImageDraw, at: tuple[float, float], text: str, size: i
     draw.text(at, text, font=fit(text, size), fill=ink)
 
 
-# --- one tile ------------------------------------------------------------------------------------------------------
+# --- one tile
 
 
 def row_height(row: Sequence[Panel], named: bool) -> int:
@@ -168,13 +169,13 @@ def row_height(row: Sequence[Panel], named: bool) -> int:
 
 def words_height(panel: Panel) -> int:
     lines = len(wrap(panel.words, TILE, TEXT)) if panel.words else 0
-    reasons = sum(len(line) for line in reason_lines(panel.score))
+    reasons = sum(len(line) for line in wrong_lines(panel.score))
     return lines * LINE + (LINE if panel.remark else 0) + (LINE + 6 if panel.score else 0) + reasons * 20
 
 
-def reason_lines(score: Score | None) -> list[list[list[Word]]]:
-    reasons = score.reasons if score else ()
-    return [wrap([(word, False) for word in reason.split()], TILE, LABEL) for reason in reasons]
+def wrong_lines(score: Score | None) -> list[list[list[Word]]]:
+    wrong = score.wrong if score else []
+    return [wrap([(word, False) for word in f"not: {clause}".split()], TILE, LABEL) for clause in wrong]
 
 
 def paint(canvas: Image.Image, draw: ImageDraw.ImageDraw, panel: Panel, at: tuple[int, int]) -> None:
@@ -198,5 +199,5 @@ def paint(canvas: Image.Image, draw: ImageDraw.ImageDraw, panel: Panel, at: tupl
         verdict = f"soft {panel.score.soft:.2f} · strict {'yes' if panel.score.strict else 'no'}"
         plain(draw, (x, y), verdict, TEXT, GOOD if panel.score.strict else BAD)
         y += LINE + 6
-        for lines in reason_lines(panel.score):
+        for lines in wrong_lines(panel.score):
             y = int(write(draw, (x, y), lines, LABEL, 20, FAINT, FAINT))

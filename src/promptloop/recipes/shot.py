@@ -1,15 +1,17 @@
-"""What a run leaves behind, sample by sample: pictures, the estimates on the way, the prompts written there, scores."""
+"""What a run leaves behind, sample by sample: pictures, estimates on the way, prompts, scores."""
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, Literal, final
 
 import numpy as np
 from torch import Tensor
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]  # [H, W, 3], 0 to 255
+Change = Literal["same", "new", "gone"]
 
 
 def pixels(image: Tensor) -> Pixels:
@@ -36,8 +38,8 @@ class Frame:
 class Note:
     """One refinement: the prompt in force from `step` on, and how it came about.
 
-    `before` is the prompt until then, `kept` the reason why it stayed (None: the answer was used), `log_prob` the sum
-    over the answer's `tokens` tokens.
+    `before` is the prompt until then, `kept` the reason why it stayed (None: the answer was used),
+    `log_prob` the sum over the answer's `tokens` tokens.
     """
 
     step: int
@@ -48,15 +50,31 @@ class Note:
     tokens: int
     log_prob: float
 
+    def changes(self) -> list[tuple[Change, str]]:
+        """The words of both prompts in order, each with whether it stayed, is new or went."""
+        old, new = self.before.split(), self.prompt.split()
+        a, b = ([word.strip(",.;:").lower() for word in words] for words in (old, new))
+        changes: list[tuple[Change, str]] = []
+        for kind, i, j, k, end in difflib.SequenceMatcher(a=a, b=b, autojunk=False).get_opcodes():
+            if kind != "equal":
+                changes += [("gone", word) for word in old[i:j]]
+            changes += [("same" if kind == "equal" else "new", word) for word in new[k:end]]
+        return changes
+
 
 @final
 @dataclass(frozen=True)
 class Score:
-    """The oracle's grade of one image against its query: soft in [0, 1], strict yes or no, a reason per clause."""
+    """The oracle's grade of an image for its query: soft in [0, 1], strict or not, (clause, 0 to 1) pairs."""
 
     soft: float
     strict: bool
-    reasons: tuple[str, ...] = ()
+    clauses: tuple[tuple[str, float], ...] = ()
+
+    @property
+    def wrong(self) -> list[str]:
+        """The clauses that do not hold, in words."""
+        return [text for text, value in self.clauses if value < 0.5]
 
 
 @final

@@ -1,0 +1,222 @@
+"""The command line. Nothing heavy is imported before a command runs."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from promptloop import __version__
+
+UsageError: Any = typer.BadParameter.__mro__[1]  # what the parser raises for bad input
+app = typer.Typer(
+    name="promptloop",
+    help="Prompts that are rewritten while the image forms.",
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+Out = Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="New or empty folder to write to.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what an earlier run wrote there.")]
+Seed = Annotated[int, typer.Option(help="Seed of the first sample; the next has seed + 1.")]
+Count = Annotated[int, typer.Option("-n", metavar="N", help="Samples of each query.")]
+Backbone = Annotated[
+    str, typer.Option(metavar="DIR|ID", help="mini-unet, mini-flow, a diffusers folder or a hub id.")
+]
+WritesPrompts = Annotated[
+    str, typer.Option(metavar="DIR|ID|none", help="mini-vlm, a chat model's folder or hub id, or none.")
+]
+Refinements = Annotated[
+    int, typer.Option(metavar="N", help="How often the prompt is written, first step included.")
+]
+Window = Annotated[
+    tuple[float, float],
+    typer.Option(
+        metavar="START END", help="Refine inside this part of the trajectory (the first step always)."
+    ),
+]
+OpenLoop = Annotated[bool, typer.Option("--open-loop", help="Write all prompts beforehand, without looking.")]
+Steps = Annotated[int, typer.Option(metavar="N", help="Denoising steps.")]
+Guidance = Annotated[float, typer.Option(metavar="SCALE", help="Classifier-free guidance; 1 is without.")]
+Negative = Annotated[str, typer.Option(metavar="TEXT", help="Negative prompt.")]
+Temperature = Annotated[float, typer.Option(help="Of the policy's drafts; 0 takes the likeliest.")]
+Compare = Annotated[bool, typer.Option("--compare", help="Also sample the query alone, from the same noise.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
+Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16.")]
+MaxBatch = Annotated[int, typer.Option(metavar="N", help="Samples that run together.")]
+
+
+@app.command(
+    epilog='Example: promptloop generate "two red circles left of a blue star" --compare --out stars'
+)
+def generate(
+    query: Annotated[str, typer.Argument(metavar="QUERY", help="What the picture should show.")],
+    out: Out,
+    backbone: Backbone = "mini-unet",
+    policy: WritesPrompts = "mini-vlm",
+    refinements: Refinements = 5,
+    window: Window = (0.0, 1.0),
+    open_loop: OpenLoop = False,
+    steps: Steps = 20,
+    guidance: Guidance = 3.0,
+    negative: Negative = "",
+    temperature: Temperature = 1.0,
+    seed: Seed = 0,
+    n: Count = 4,
+    compare: Compare = False,
+    device: Device = "auto",
+    dtype: Dtype = "float32",
+    max_batch: MaxBatch = 16,
+    overwrite: Overwrite = False,
+) -> None:
+    """Make images of QUERY and show how each came about."""
+    settings = dict(locals())
+    with progress_bar() as tell:
+        from promptloop.recipes.generate import generate as run
+
+        made = run(**settings, progress=tell)
+    from promptloop.recipes.report import summary
+
+    echo(summary(made))
+
+
+@app.command(epilog="Example: promptloop replay stars/trace.json")
+def replay(
+    trace: Annotated[
+        Path, typer.Argument(metavar="TRACE", help="trace.json of an earlier run, or its folder.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="DIR", help="Also write the images.")
+    ] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Run a trace again and compare every pixel; exit 1 if an image differs."""
+    with progress_bar() as tell:
+        from promptloop.recipes.replay import replay as run
+
+        again = run(trace, out=out, overwrite=overwrite, progress=tell)
+    for name, (then, now) in again.changed.items():
+        echo(f"changed since: {name} was {then}, is {now}")
+    count = sum(len(shot.files()) for shot in again.made.shots)
+    if not again.same:
+        echo(f"{again.different[0]} differs ({len(again.different)} of {count} images do)", err=True)
+        raise typer.Exit(1)
+    echo(f"the same: {count} images, every pixel")
+
+
+@app.command(epilog="Example: promptloop demo --out demo")
+def demo(
+    out: Out = Path("promptloop-demo"),
+    backbone: Backbone = "mini-unet",
+    policy: WritesPrompts = "mini-vlm",
+    seed: Seed = 0,
+    n: Count = 4,
+    overwrite: Overwrite = False,
+) -> None:
+    """Refine six held-out queries of the embedded world and grade the images."""
+    with progress_bar() as tell:
+        from promptloop.recipes.demo import demo as run
+
+        made = run(
+            out=out, backbone=backbone, policy=policy, seed=seed, n=n, overwrite=overwrite, progress=tell
+        )
+    from promptloop.recipes.report import summary, table
+
+    echo(table(made))
+    echo(summary(made))
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of an error (any position).")
+    ] = False,
+) -> None:
+    if version:
+        echo(__version__)
+        raise typer.Exit()
+
+
+# --- showing and failing
+
+
+def echo(shown: Any, err: bool = False) -> None:
+    """Text as it is; tables through rich."""
+    if isinstance(shown, str):
+        typer.echo(shown, err=err)
+        return
+    from rich.console import Console
+
+    Console().print(shown)
+
+
+@contextmanager
+def progress_bar() -> Iterator[Any]:
+    """One line on the terminal's error stream; yields the callback that moves it."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        tasks = {"starting": bar.add_task("starting", total=None)}
+
+        def tell(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                bar.update(tasks.popitem()[1], visible=False)
+                tasks[what] = bar.add_task(what, total=total)
+            bar.update(tasks[what], completed=done, total=total)
+
+        yield tell
+
+
+def fail(message: str, debug: bool) -> NoReturn:
+    """One sentence and exit code 2; the traceback too where it was asked for."""
+    if debug:
+        import traceback
+
+        traceback.print_exc()
+    typer.echo(f"promptloop: {' '.join(message.split())}", err=True)
+    raise SystemExit(2)
+
+
+def main() -> None:
+    """Runs the command line; bad input is one sentence on the error stream and exit code 2."""
+    arguments = sys.argv[1:]
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    try:
+        code = app(args=arguments, prog_name="promptloop", standalone_mode=False)
+    except UsageError as error:
+        fail(usage(error), debug)
+    except (ValueError, OSError) as error:
+        fail(str(error) or type(error).__name__, debug)
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+    except Exception as error:
+        if debug:
+            raise
+        fail(f"stopped by {type(error).__name__}: {error} (--debug shows where)", debug)
+    raise SystemExit(code if isinstance(code, int) else 0)
+
+
+def usage(error: Any) -> str:
+    """What is wrong with the command line, with the nearest command where one was mistyped."""
+    message = error.format_message()
+    commands = [
+        str(command.name or getattr(command.callback, "__name__", "")) for command in app.registered_commands
+    ]
+    if "No such command" in message and "Did you mean" not in message:
+        near = difflib.get_close_matches(message.split("'")[1], commands, n=1)
+        return (
+            f"{message} {f'Did you mean {near[0]!r}?' if near else 'Commands: ' + ', '.join(commands) + '.'}"
+        )
+    return message

@@ -1,0 +1,34 @@
+"""The demo: six held-out queries of the embedded world, refined and alone, graded by its oracle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from promptloop.recipes.generate import Generated, Progress, generate
+from promptloop.world.queries import held_out
+
+QUERIES = 6
+
+
+def demo(
+    *,
+    out: str | Path,
+    backbone: str = "mini-unet",
+    policy: str = "mini-vlm",
+    seed: int = 0,
+    n: int = 4,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Generated:
+    """`n` samples of each query, each also from the query alone; the queries are the same for every seed."""
+    return generate(
+        held_out(QUERIES, 0),
+        backbone=backbone,
+        policy=policy,
+        seed=seed,
+        n=n,
+        compare=policy != "none",
+        out=out,
+        overwrite=overwrite,
+        progress=progress,
+    )

@@ -1,0 +1,238 @@
+"""The main job: queries in; images, the story of how each came about, and a trace to replay it out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from promptloop.controls.guidance import CFG
+from promptloop.controls.prompt import PromptLoop, even_steps
+from promptloop.denoisers.denoiser import Denoiser
+from promptloop.policies.contract import Draft, Policy
+from promptloop.recipes import parts, trace
+from promptloop.recipes.film import Clock, Film, Stopwatch, TimedPolicy
+from promptloop.recipes.folder import check, save
+from promptloop.recipes.job import Job
+from promptloop.recipes.parts import Part
+from promptloop.recipes.score import score, unscored
+from promptloop.recipes.shot import Frame, Note, Picture, Shot, pixels
+from promptloop.sample import Control, State, default_solver, sample
+
+Progress = Callable[[str, int, int], None]  # (what is being done, how many are done, how many there are)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Generated:
+    """What a run made: `images` and, with compare, `base` [N, 3, H, W] in [0, 1], of 8 bits.
+
+    `shots` tell how each image came about; `trace` is what trace.json holds; `out` is the folder written.
+    """
+
+    shots: tuple[Shot, ...]
+    trace: dict[str, Any]
+    out: Path | None = None
+
+    @property
+    def images(self) -> Tensor:
+        return stacked([shot.picture for shot in self.shots])
+
+    @property
+    def base(self) -> Tensor | None:
+        bases = [shot.base for shot in self.shots if shot.base is not None]
+        return stacked(bases) if bases else None
+
+
+def generate(
+    query: str | Sequence[str],
+    *,
+    backbone: str | Denoiser = "mini-unet",
+    policy: str | Policy = "mini-vlm",
+    out: str | Path | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+    **settings: Any,
+) -> Generated:
+    """`n` images of each query, with the prompt refined while they form.
+
+    `backbone` and `policy` are what `Job` says, or objects (whose trace cannot be replayed). `out` is a new
+    or empty folder to write to (`overwrite` to reuse one). `settings` are the other fields of `Job`:
+    refinements, window, open_loop, steps, guidance, negative, temperature, seed, n, compare, device, dtype,
+    max_batch. ValueError on bad values, before anything is loaded where possible.
+    """
+    queries = (query,) if isinstance(query, str) else tuple(query)
+    unknown = sorted(set(settings) - set(Job.__dataclass_fields__))
+    if unknown:
+        raise ValueError(f"unknown setting {unknown[0]!r}; known: {', '.join(Job.__dataclass_fields__)}")
+    job = Job(queries, backbone=named(backbone), policy=named(policy), **settings)
+    folder = None if out is None else check(Path(out), overwrite)
+    watch, tell = Stopwatch(), progress or silent
+    with watch("load"):
+        backbone_part, policy_part = load(job, backbone, policy, tell)
+    made = run(job, backbone_part, policy_part, watch, tell)
+    return made if folder is None else written(made, folder, watch, tell)
+
+
+def written(made: Generated, out: Path, watch: Stopwatch, tell: Progress) -> Generated:
+    """The run, with its files in `out`."""
+    return Generated(made.shots, save(made.shots, made.trace, out, watch, tell), out)
+
+
+def load(
+    job: Job, backbone: str | Denoiser, policy: str | Policy, tell: Progress
+) -> tuple[Part, Part | None]:
+    """Both parts of the job; the policy is None where the job has none."""
+    device, dtype = parts.device_named(job.device), getattr(torch, job.dtype)
+    tell("loading", 0, 2)
+    if isinstance(backbone, str):
+        first = parts.backbone(backbone, device, dtype)
+    else:
+        first = Part(job.backbone, backbone)
+    tell("loading", 1, 2)
+    if isinstance(policy, str):
+        second = None if policy == "none" else parts.policy(policy, device, dtype, job.temperature)
+    else:
+        second = Part(job.policy, policy)
+    tell("loading", 2, 2)
+    return first, second
+
+
+def run(job: Job, backbone: Part, policy: Part | None, watch: Stopwatch, tell: Progress) -> Generated:
+    """The job on loaded parts, nothing written."""
+    steps = even_steps(job.refinements, job.steps, job.window)
+    looped: list[Control] = []
+    if policy is not None:
+        timed = TimedPolicy(policy.value, watch)
+        looped = [PromptLoop(timed, job.refinements, job.window, loop="open" if job.open_loop else "closed")]
+    phase = "refining" if looped else "sampling"
+    pictures = shoot(job, backbone.value, looped, tuple(steps), watch, tell, phase)
+    bases: Sequence[Picture | None] = [None] * len(pictures)
+    if job.compare and policy is not None:
+        bases = shoot(job, backbone.value, [], tuple(steps), watch, tell, "sampling the query alone")
+    why = {query: unscored(query, backbone.embedded) for query in job.queries}
+    with watch("score"):
+        graded = [graded_where(why, job, row) for row in (pictures, bases)]
+    shots = tuple(
+        Shot(i, query, seed, picture, base)  # type: ignore[arg-type]
+        for i, ((query, seed), picture, base) in enumerate(zip(job.samples, *graded, strict=True))
+    )
+    return Generated(shots, describe(job, backbone, policy, shots, why, steps, watch))
+
+
+def shoot(
+    job: Job,
+    denoiser: Denoiser,
+    controls: list[Control],
+    steps: tuple[int, ...],
+    watch: Stopwatch,
+    tell: Progress,
+    phase: str,
+) -> list[Picture]:
+    """Samples every (query, seed) of the job under `controls` and CFG; frames are kept at `steps`."""
+    queries, seeds = zip(*job.samples, strict=True)
+    done, total = 0, job.steps * -(-len(seeds) // job.max_batch)
+
+    def on_step(state: State) -> None:
+        nonlocal done
+        done += state.step > 0
+        tell(phase, done, total)
+
+    everything = [*controls, CFG(job.guidance, job.negative), Film(steps, watch), Clock(watch)]
+    with watch("loop"):
+        result = sample(
+            denoiser,
+            queries,
+            seeds=seeds,
+            steps=job.steps,
+            controls=everything,
+            max_batch=job.max_batch,
+            decode=False,
+            on_step=on_step,
+        )
+    with watch("decode"), torch.no_grad():
+        latents = result.state.x.split(job.max_batch)
+        images = [image for part in latents for image in denoiser.decode(part)]
+    memory = result.state.memory
+    frames = memory["frames"].permute(0, 1, 3, 4, 2).numpy() if steps else [()] * len(images)
+    drafts = memory.get("drafts", [()] * len(images))
+    return [
+        Picture(
+            pixels(image),
+            tuple(Frame(step, frame) for step, frame in zip(steps, row, strict=True)),
+            tuple(noted(step, draft) for step, draft in zip(steps, written, strict=True)) if written else (),
+        )
+        for image, row, written in zip(images, frames, drafts, strict=True)
+    ]
+
+
+def noted(step: int, draft: Draft) -> Note:
+    return Note(
+        step,
+        draft.request.prompt,
+        draft.text,
+        draft.answer,
+        draft.kept,
+        len(draft.tokens),
+        float(draft.log_probs.sum()),
+    )
+
+
+def graded_where(why: dict[str, str | None], job: Job, row: Sequence[Picture | None]) -> list[Picture | None]:
+    """The pictures, with a score where their query can be scored."""
+    graded = list(row)
+    rows = [i for i, (query, _) in enumerate(job.samples) if why[query] is None and row[i] is not None]
+    found = [picture for i in rows if (picture := row[i]) is not None]
+    if found:
+        scores = score([picture.image for picture in found], [job.samples[i][0] for i in rows])
+        for i, picture, grade in zip(rows, found, scores, strict=True):
+            graded[i] = Picture(picture.image, picture.frames, picture.notes, grade)
+    return graded
+
+
+def describe(
+    job: Job,
+    backbone: Part,
+    policy: Part | None,
+    shots: Sequence[Shot],
+    why: dict[str, str | None],
+    steps: Sequence[int],
+    watch: Stopwatch,
+) -> dict[str, Any]:
+    """The run as plain JSON."""
+    denoiser: Denoiser = backbone.value
+    solver = default_solver(denoiser)
+    levels = solver.levels(job.steps) or denoiser.levels(job.steps)
+    return {
+        "format": trace.FORMAT,
+        "job": job.as_dict(),
+        "environment": trace.environment(denoiser.device),
+        "backbone": {
+            **backbone.as_dict(),
+            "solver": repr(solver) if solver.levels(job.steps) is None else type(denoiser.scheduler).__name__,
+            "levels": [[level.alpha, level.sigma, level.t] for level in levels],
+        },
+        "policy": policy and policy.as_dict(),
+        "refinement_steps": list(steps) if policy else [],
+        "seconds": {phase: round(seconds, 3) for phase, seconds in watch.seconds.items()},
+        "samples": [trace.sample_entry(shot, why[shot.query]) for shot in shots],
+    }
+
+
+def stacked(pictures: Sequence[Picture]) -> Tensor:
+    images = np.stack([picture.image for picture in pictures])
+    return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
+
+
+def named(part: object) -> str:
+    """A name as it is; for an object its class, which a trace can tell but not rebuild."""
+    return part if isinstance(part, str) else f"<{type(part).__name__}>"
+
+
+def silent(what: str, done: int, total: int) -> None:
+    """Reports nothing."""

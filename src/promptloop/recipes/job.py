@@ -1,0 +1,76 @@
+"""The settings of one run of the main job: everything that decides its pixels, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, final
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+@final
+@dataclass(frozen=True)
+class Job:
+    """`n` samples of every query, seeded seed, seed + 1, ...; sample i of a query is the same for every n.
+
+    `backbone` and `policy` are names of embedded models, folders, hub ids or "package.module:name"; policy
+    "none" samples the query alone. `compare` adds that for every sample, from the same noise. ValueError on
+    values that cannot run.
+    """
+
+    queries: tuple[str, ...]
+    backbone: str = "mini-unet"
+    policy: str = "mini-vlm"
+    refinements: int = 5
+    window: tuple[float, float] = (0.0, 1.0)
+    open_loop: bool = False
+    steps: int = 20
+    guidance: float = 3.0
+    negative: str = ""
+    temperature: float = 1.0
+    seed: int = 0
+    n: int = 4
+    compare: bool = False
+    device: str = "auto"
+    dtype: str = "float32"
+    max_batch: int = 16
+
+    def __post_init__(self) -> None:
+        if not self.queries:
+            raise ValueError("there is no query; say what the picture should show")
+        for query in self.queries:
+            if not query.strip():
+                raise ValueError("the query is empty; say what the picture should show")
+        for name, least in {"n": 1, "steps": 1, "refinements": 0, "max_batch": 1, "seed": 0}.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+        if self.refinements > self.steps:
+            raise ValueError(
+                f"{self.refinements} refinements do not fit into {self.steps} steps; ask for fewer"
+            )
+        if self.guidance < 0 or self.temperature < 0:
+            raise ValueError("guidance and temperature must not be negative")
+        if self.compare and self.policy == "none":
+            raise ValueError(
+                "compare needs a policy: with policy none every image is the query's own already"
+            )
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype is {self.dtype!r}; choose one of {', '.join(DTYPES)}")
+
+    @property
+    def samples(self) -> list[tuple[str, int]]:
+        """(query, seed) of every sample, in order: query by query."""
+        return [(query, self.seed + i) for query in self.queries for i in range(self.n)]
+
+    def as_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "queries": list(self.queries), "window": list(self.window)}
+
+    @staticmethod
+    def from_dict(values: Mapping[str, Any]) -> Job:
+        """The job written down by `as_dict`; ValueError on settings that are missing or unknown."""
+        known = {field.name for field in fields(Job)}
+        wrong = sorted(known ^ set(values))
+        if wrong:
+            raise ValueError(f"these settings of the job are missing or unknown: {', '.join(wrong)}")
+        return Job(**{**values, "queries": tuple(values["queries"]), "window": tuple(values["window"])})

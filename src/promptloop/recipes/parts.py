@@ -1,0 +1,140 @@
+"""From a name to a loaded backbone or policy, with the sha256 of what was loaded."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any, final
+
+import torch
+
+from promptloop.denoisers import load as load_denoiser
+from promptloop.denoisers.denoiser import Denoiser
+from promptloop.policies.contract import Policy
+from promptloop.world import weights
+
+BACKBONES = ("mini-unet", "mini-flow")
+POLICIES = ("mini-vlm",)
+DOTTED = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+LOADED = {".safetensors", ".bin", ".json", ".txt", ".model", ".jinja", ".py"}
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Part:
+    """A loaded backbone or policy: its name as given, its folder (None: Python made it), its sha256."""
+
+    name: str
+    value: Any
+    folder: Path | None = None
+    sha256: str | None = None
+    embedded: bool = False
+
+    def as_dict(self) -> dict[str, Any]:
+        kind = type(self.value).__name__
+        return {"name": self.name, "class": kind, "sha256": self.sha256, "embedded": self.embedded}
+
+
+def device_named(name: str) -> torch.device:
+    """ "auto" is CUDA or MPS where there is one, else the CPU. ValueError for a device that is not here."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {name!r} cannot be used here: {str(error).splitlines()[0]}") from error
+    return torch.device(name)
+
+
+def backbone(name: str, device: torch.device, dtype: torch.dtype) -> Part:
+    """The denoiser `name` stands for; ValueError saying what was tried."""
+    if DOTTED.fullmatch(name):
+        return Part(name, made_by(name, Denoiser, "backbone"))
+    where, embedded = locate(name, "backbone", BACKBONES, POLICIES)
+    return part(name, load_denoiser(where, dtype=dtype, device=device), where, embedded)
+
+
+def policy(name: str, device: torch.device, dtype: torch.dtype, temperature: float) -> Part:
+    """The policy `name` stands for; ValueError saying what was tried."""
+    if DOTTED.fullmatch(name):
+        return Part(name, made_by(name, Policy, "policy"))
+    where, embedded = locate(name, "policy", POLICIES, BACKBONES)
+    if not embedded and Path(where).is_dir() and not (Path(where) / "config.json").is_file():
+        raise ValueError(f"{where} has no config.json, so it is not a folder with a chat model")
+    from promptloop.policies.mllm import Mllm
+
+    try:
+        loaded = Mllm.load(where, device=device, dtype=dtype, temperature=temperature)
+    except (OSError, KeyError) as error:
+        raise ValueError(f"policy {name!r} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
+    return part(name, loaded, where, embedded)
+
+
+def part(name: str, value: Any, where: str, embedded: bool) -> Part:
+    folder = Path(where) if Path(where).is_dir() else snapshot(where)
+    return Part(name, value, folder, folder_digest(folder), embedded)
+
+
+def locate(name: str, kind: str, names: Sequence[str], others: Sequence[str]) -> tuple[str, bool]:
+    """The folder or hub id, and whether it is an embedded model; ValueError with the nearest name."""
+    if name in names:
+        return str(weights(name)), True
+    if name in others:
+        raise ValueError(f"{name!r} cannot be the {kind}; embedded for that: {', '.join(names)}")
+    if Path(name).expanduser().is_dir():
+        return str(Path(name).expanduser().resolve()), False
+    if HUB_ID.fullmatch(name):
+        return name, False
+    near = difflib.get_close_matches(name, [*names, *(["none"] if kind == "policy" else [])], n=1)
+    hint = f" did you mean {near[0]!r}?" if near else f" embedded: {', '.join(names)}"
+    raise ValueError(f"no {kind} {name!r}: it is no folder, no hub id owner/name and no embedded one;{hint}")
+
+
+def made_by(name: str, kind: type, role: str) -> Any:
+    """What "package.module:name" stands for: an instance of `kind`, or a callable that returns one."""
+    module, _, attribute = name.partition(":")
+    try:
+        value = getattr(import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"{role} {name!r} cannot be imported: {error}") from error
+    value = value if isinstance(value, kind) else value() if callable(value) else value
+    if not isinstance(value, kind):
+        found = type(value).__name__
+        raise ValueError(f"{role} {name!r} is a {found}; it must be a {kind.__name__} or return one")
+    return value
+
+
+# --- what was loaded, as one number
+
+
+def snapshot(hub_id: str) -> Path:
+    """Where the hub's cache keeps what was just loaded."""
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(hub_id, local_files_only=True))
+
+
+def folder_digest(folder: Path) -> str:
+    """sha256 over the names and contents of the files a model is loaded from."""
+    lines = []
+    for file in sorted(folder.rglob("*")):
+        inside = file.relative_to(folder)
+        hidden = any(name.startswith(".") for name in inside.parts)
+        if file.is_file() and file.suffix in LOADED and not hidden:
+            lines.append(f"{inside.as_posix()} {file_digest(file)}\n")
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def file_digest(file: Path) -> str:
+    """sha256 of one file; the hub's cache names large files by it already."""
+    blob = file.resolve().name
+    if file.is_symlink() and re.fullmatch(r"[0-9a-f]{64}", blob):
+        return blob
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
