@@ -1,0 +1,256 @@
+"""The two embedded backbones: ``mini-unet`` (Stable Diffusion classes) and ``mini-flow`` (SD3 classes).
+
+Both read 18 words of prompt and denoise the same autoencoder's 16x16x4 latents. They are trained on partial,
+web-like captions (captions.py), text encoder included, and saved as ordinary diffusers folders.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from promptloop.world.captions import caption
+from promptloop.world.fit import fit
+from promptloop.world.scene import random_scene
+from promptloop.world.words import NUMBERS, PLACES, SYNONYMS, plural
+
+WINDOW = 20  # tokens the text encoders read, begin and end included
+BATCH = 32
+
+
+def vocabulary() -> list[str]:
+    """Every word the backbones' tokenizer knows as one token."""
+    words = {w for meaning, others in SYNONYMS.items() for text in (meaning, *others) for w in text.split()}
+    words |= {plural(w) for w in words}
+    words |= {w for text in (*NUMBERS.values(), *PLACES.values()) for w in text.split()}
+    return sorted(words | set("a an and at the of on in to with picture photo background shape shapes ,".split()))
+
+
+def tokenizer():
+    """A CLIP tokenizer whose byte-pair merges spell each word of ``vocabulary`` as one token."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from transformers import CLIPTokenizer
+
+    bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    bpe.pre_tokenizer = pre_tokenizers.Whitespace()
+    alphabet = list("abcdefghijklmnopqrstuvwxyz0123456789,.")
+    trainer = trainers.BpeTrainer(vocab_size=4000, end_of_word_suffix="</w>", initial_alphabet=alphabet, show_progress=False)
+    bpe.train_from_iterator(vocabulary() * 2, trainer)
+    merges = [tuple(m) for m in json.loads(bpe.to_str())["model"]["merges"]]
+    tokens = alphabet + [c + "</w>" for c in alphabet] + ["".join(m) for m in merges]
+    tokens = list(dict.fromkeys(tokens)) + ["<|startoftext|>", "<|endoftext|>"]
+    return CLIPTokenizer(
+        vocab={t: i for i, t in enumerate(tokens)}, merges=merges, model_max_length=WINDOW, pad_token="<|endoftext|>"
+    )
+
+
+def t5_tokenizer():
+    """A T5 (unigram) tokenizer over the same words."""
+    from transformers import T5Tokenizer
+
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -100.0), ("\u2581", -8.0)]
+    pieces += [("\u2581" + word, -1.0) for word in vocabulary()] + [(c, -10.0) for c in "abcdefghijklmnopqrstuvwxyz0123456789,."]
+    return T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=WINDOW)
+
+
+def t5_encoder(words):
+    from transformers import T5Config, T5EncoderModel
+
+    return T5EncoderModel(
+        T5Config(
+            vocab_size=len(words), d_model=128, d_kv=32, d_ff=256, num_layers=1, num_heads=4, dropout_rate=0.0, feed_forward_proj="gated-gelu"
+        )
+    )
+
+
+def text_encoder(kind: type, words, width: int, layers: int) -> nn.Module:
+    from transformers import CLIPTextConfig
+
+    return kind(
+        CLIPTextConfig(
+            vocab_size=len(words),
+            hidden_size=width,
+            intermediate_size=3 * width,
+            projection_dim=width,
+            num_hidden_layers=layers,
+            num_attention_heads=max(1, width // 32),
+            max_position_embeddings=WINDOW,
+            bos_token_id=words.bos_token_id,
+            eos_token_id=words.eos_token_id,
+            pad_token_id=words.pad_token_id,
+        )
+    )
+
+
+def blank_unet(vae):
+    """An untrained mini-unet pipeline around ``vae``."""
+    from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from transformers import CLIPTextModel
+
+    words = tokenizer()
+    unet = UNet2DConditionModel(
+        sample_size=16,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(32, 96, 112),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        layers_per_block=1,
+        cross_attention_dim=128,
+        attention_head_dim=4,  # in this class: the number of heads
+        norm_num_groups=16,
+    )
+    scheduler = DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=True,
+        steps_offset=1,  # unused with trailing spacing; diffusers warns about any other value
+        timestep_spacing="trailing",
+    )
+    return StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=text_encoder(CLIPTextModel, words, 128, 3),
+        tokenizer=words,
+        unet=unet,
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def blank_flow(vae):
+    """An untrained mini-flow pipeline around ``vae``."""
+    from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
+    from transformers import CLIPTextModelWithProjection
+
+    words, pieces = tokenizer(), t5_tokenizer()
+    transformer = SD3Transformer2DModel(
+        sample_size=16,
+        patch_size=2,
+        in_channels=4,
+        out_channels=4,
+        num_layers=5,
+        attention_head_dim=32,
+        num_attention_heads=4,
+        joint_attention_dim=128,
+        caption_projection_dim=128,
+        pooled_projection_dim=128,
+        pos_embed_max_size=8,
+    )
+    return StableDiffusion3Pipeline(
+        vae=vae,
+        text_encoder=text_encoder(CLIPTextModelWithProjection, words, 64, 3),
+        text_encoder_2=text_encoder(CLIPTextModelWithProjection, words, 64, 3),
+        text_encoder_3=t5_encoder(pieces),
+        tokenizer=words,
+        tokenizer_2=words,
+        tokenizer_3=pieces,
+        transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=1.0),
+    )
+
+
+def tokens(words, texts: list[str], device) -> Tensor:
+    ids = words(texts, padding="max_length", max_length=WINDOW, truncation=True, return_tensors="pt").input_ids
+    return ids.to(device)
+
+
+def unet_loss(pipe, latents: Tensor, texts: list[str], noise: Tensor, uniform: Tensor) -> Tensor:
+    """Epsilon matching with min-SNR-5 weights (arXiv 2303.09556), by importance of the drawn step."""
+    t = (uniform * 1000).long().clamp(max=999)
+    abar = pipe.scheduler.alphas_cumprod.to(latents.device)[t].view(-1, 1, 1, 1)
+    x = abar.sqrt() * latents + (1 - abar).sqrt() * noise
+    text = pipe.text_encoder(tokens(pipe.tokenizer, texts, latents.device))[0]
+    error = (pipe.unet(x, t, text).sample - noise).square().mean(dim=(1, 2, 3))
+    snr = (abar / (1 - abar)).flatten()
+    weight = snr.clamp(max=5.0) / snr
+    return (weight * error).mean()
+
+
+def flow_loss(pipe, latents: Tensor, texts: list[str], noise: Tensor, uniform: Tensor) -> Tensor:
+    """Flow matching, logit-normal times (arXiv 2403.03206)."""
+    s = torch.sigmoid(torch.special.ndtri(uniform.clamp(1e-4, 1 - 1e-4)))
+    x = torch.lerp(latents, noise, s.view(-1, 1, 1, 1))
+    ids = tokens(pipe.tokenizer, texts, latents.device)
+    first, second = (e(ids, output_hidden_states=True) for e in (pipe.text_encoder, pipe.text_encoder_2))
+    text = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], -1)
+    third = pipe.text_encoder_3(tokens(pipe.tokenizer_3, texts, latents.device))[0]
+    text = torch.cat([text, third], 1)
+    pooled = torch.cat([first.text_embeds, second.text_embeds], -1)
+    velocity = pipe.transformer(
+        hidden_states=x, encoder_hidden_states=text, pooled_projections=pooled, timestep=s * 1000, return_dict=False
+    )[0]
+    return F.mse_loss(velocity, noise - latents)
+
+
+KINDS: dict[str, tuple[Callable, Callable]] = {"mini-unet": (blank_unet, unet_loss), "mini-flow": (blank_flow, flow_loss)}
+
+
+def encode_scenes(vae, folder: Path, *, count: int, seed: int, device: str) -> Tensor:
+    """Latents fp16 [count, 4, 16, 16] of scene ``i`` made from ``(seed, i)``; cached in ``folder``."""
+    from safetensors.torch import load_file, save_file
+
+    from promptloop.world.autoencoder import pixels
+
+    file = folder / f"latents-{seed}-{count}.safetensors"
+    if not file.exists():
+        rows = []
+        with torch.no_grad():
+            for first in range(0, count, 128):
+                images = pixels([scene_at(seed, i) for i in range(first, min(first + 128, count))]).to(device)
+                rows.append(to_latents(vae, images).half().cpu())
+        save_file({"latents": torch.cat(rows)}, f"{file}.part")
+        Path(f"{file}.part").replace(file)
+    return load_file(file)["latents"]
+
+
+def to_latents(vae, images: Tensor) -> Tensor:
+    mean = vae.encode(images).latent_dist.mean
+    return (mean - vae.config.shift_factor) * vae.config.scaling_factor
+
+
+def scene_at(seed: int, index: int):
+    return random_scene(random.Random(f"{seed}/scene/{index}"))
+
+
+def train(kind: str, vae, folder: Path, *, steps: int, seed: int, scenes: int, lr: float = 2e-3, device: str = "cpu") -> None:
+    """Trains ``kind`` ("mini-unet" or "mini-flow") on latents of ``vae`` and saves a pipeline folder in ``folder/pipeline``."""
+    blank, loss = KINDS[kind]
+    torch.manual_seed(seed)
+    pipe = blank(vae)
+    pipe.to(device)
+    latents = encode_scenes(vae, folder.parent, count=scenes, seed=seed, device=device)
+    known = [scene_at(seed, i) for i in range(scenes)]
+    parts = {n: m for n, m in pipe.components.items() if isinstance(m, nn.Module) and n != "vae"}
+    network = nn.ModuleDict(parts).train()
+    held = torch.arange(scenes - 512, scenes)
+
+    def batch_loss(rows: Tensor, rng: random.Random) -> Tensor:
+        noise = torch.Generator().manual_seed(rng.getrandbits(60))
+        x = latents[rows].float().to(device)
+        texts = [caption(known[i], rng) for i in rows.tolist()]
+        # stratified times: one per slice of the schedule, so that every batch sees every noise level
+        uniform = (torch.randperm(len(rows), generator=noise) + torch.rand(len(rows), generator=noise)) / len(rows)
+        return loss(pipe, x, texts, torch.randn(x.shape, generator=noise).to(device), uniform.to(device))
+
+    def loss_at(step: int) -> Tensor:
+        rng = random.Random(f"{seed}/{kind}/{step}")
+        return batch_loss(torch.tensor([rng.randrange(scenes - 512) for _ in range(BATCH)]), rng)
+
+    def check(step: int) -> dict[str, float]:
+        pipe.save_pretrained(folder / "pipeline")  # a usable snapshot, with averaged weights
+        rng = random.Random(f"{seed}/{kind}/check")
+        return {"held_out_loss": round(sum(batch_loss(held[i::4], rng).item() for i in range(4)) / 4, 5)}
+
+    fit(network, loss_at, steps=steps, lr=lr, folder=folder, average=0.9995, check=check, check_every=500)
+    network.eval()
+    pipe.save_pretrained(folder / "pipeline")

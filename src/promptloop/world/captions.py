@@ -1,0 +1,205 @@
+"""Language: what a text asks for (``Ask``), how it is said (``phrase``), how it is read (``parse``).
+
+Training captions are written as the web writes them (``caption``): each names only part of its scene, in any
+order, with vague or missing words; few are dense. Queries and prompts use the same grammar.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from promptloop.world.scene import GROUNDS, PATTERNS, SHAPES, SIZES, Scene, Thing
+from promptloop.world.words import (
+    COUNTS,
+    MEANING,
+    NUMBERS,
+    PLACES,
+    RELATIONS,
+    SYNONYMS,
+    is_colour,
+    plural,
+    singular,
+)
+
+Say = Callable[[str], str]  # a meaning -> the word chosen for it
+
+
+@dataclass(frozen=True)
+class Group:
+    """Some things that are alike. ``None`` means: not asked for. ``place`` is (column, row) of the 3x3 layout."""
+
+    shape: str | None
+    count: int = 1
+    colour: str | None = None
+    size: str | None = None
+    pattern: str | None = None
+    outlined: bool | None = None
+    place: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What a text asks for: groups, at most one relation (of the first group to the second), a ground."""
+
+    groups: tuple[Group, ...]
+    relation: str | None = None
+    ground: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.relation and (self.relation not in RELATIONS or len(self.groups) < 2):
+            raise ValueError(f"relation {self.relation!r} needs two groups and one of {RELATIONS}")
+
+
+def common(meaning: str) -> str:
+    return meaning
+
+
+def phrase_group(group: Group, say: Say = common, *, terse: bool = False) -> str:
+    words = [] if terse and group.count == 1 else [NUMBERS[group.count]]
+    words += [say(w) for w in (group.size, group.pattern) if w]
+    if group.outlined:
+        words.append(say("outlined"))
+    if group.colour:
+        words.append(say(group.colour))
+    shape = say(group.shape) if group.shape else "shape"
+    words.append(plural(shape) if group.count > 1 else shape)
+    if words[0] == "a" and words[1][0] in "aeio":
+        words[0] = "an"
+    if group.place is not None:
+        words.append(PLACES[group.place] if terse else f"at the {PLACES[group.place]}")
+    return " ".join(words)
+
+
+def phrase(ask: Ask, say: Say = common, *, terse: bool = False) -> str:
+    """``ask`` in words. ``terse`` is the tag style: no articles, commas between."""
+    texts = [phrase_group(g, say, terse=terse) for g in ask.groups]
+    if ask.relation:
+        texts[:2] = [f"{texts[0]} {say(ask.relation)} {texts[1]}"]
+    text = ", ".join(texts) if terse or len(texts) > 2 else " and ".join(texts)
+    if not ask.ground:
+        return text
+    ground = f"{say(ask.ground)} background"
+    return f"{text}, {ground}" if terse else f"{text} on a {ground}"
+
+
+def phrases(text: str) -> list[str]:
+    """``text`` as words, with multi-word synonyms and places put together; unknown words are kept."""
+    text = " ".join(re.findall(r"[a-z0-9]+", text.lower()))
+    long = sorted((w for w in (*MEANING, *PLACES.values()) if " " in w), key=len, reverse=True)
+    for word in long:
+        text = re.sub(rf"\b{word}\b", word.replace(" ", "_"), text)
+    return [w.replace("_", " ") for w in text.split()]
+
+
+def parse(text: str) -> Ask:
+    """Reads a text of the world's grammar. Raises ``ValueError`` when no shape is named in it."""
+    groups: list[Group] = []
+    pending: dict = {}
+    relation = ground = None
+    for word in phrases(text):
+        meaning = MEANING.get(word) or MEANING.get(singular(word), word)
+        if meaning in SHAPES or word in ("shape", "shapes", "thing", "things", "object", "objects"):
+            groups.append(Group(shape=meaning if meaning in SHAPES else None, **pending))
+            pending = {}
+        elif word == "background":
+            ground, pending = pending.get("pattern"), {}
+        elif meaning in RELATIONS and groups and relation is None:
+            relation = meaning
+        elif word in PLACES.values() and groups and not pending:
+            place = next(cell for cell, name in PLACES.items() if name == word)
+            groups[-1] = replace(groups[-1], place=place)
+        elif word in COUNTS:
+            pending = {"count": COUNTS[word]}
+        elif is_colour(word):
+            pending["colour"] = meaning
+        elif meaning in SIZES:
+            pending["size"] = meaning
+        elif meaning == "outlined":
+            pending["outlined"] = True
+        elif meaning in PATTERNS or meaning in GROUNDS:
+            pending["pattern"] = meaning
+    wrong = next((g.pattern for g in groups if g.pattern not in (None, *PATTERNS)), None)
+    if wrong or ground not in (None, *GROUNDS):
+        known = f"things are {', '.join(PATTERNS)}; backgrounds are {', '.join(GROUNDS)}"
+        raise ValueError(f"{wrong or ground!r} does not go with its noun in {text!r}: {known}")
+    if not groups:
+        raise ValueError(f"no shape of the world ({', '.join(SHAPES)}) is named in {text!r}")
+    return Ask(tuple(groups), relation if len(groups) > 1 else None, ground)
+
+
+def group_of(things: list[Thing], keep: Callable[[float], bool]) -> Group:
+    """A group that names the attributes shared by ``things``, each only when ``keep(probability)`` says so."""
+
+    def shared(name: str):
+        values = {getattr(t, name) for t in things}
+        return values.pop() if len(values) == 1 else None
+
+    pattern, outlined = shared("pattern"), shared("outlined")
+    place = None
+    if len(things) == 1 and keep(0.65):
+        place = (things[0].column, things[0].row)
+        if keep(0.12) and place[1] != 1:
+            place = (1, place[1])  # "at the top" said of something at the top left
+        elif keep(0.12) and place[0] != 1:
+            place = (place[0], 1)
+    return Group(
+        shape=shared("shape") if keep(0.98) else None,
+        count=len(things),
+        colour=shared("colour") if keep(0.92) else None,
+        size=shared("size") if keep(0.35) else None,
+        pattern=pattern if pattern and keep(0.1 if pattern == "plain" else 0.65) else None,
+        outlined=True if outlined and keep(0.65) else None,
+        place=place,
+    )
+
+
+def related(first: list[Thing], second: list[Thing], rng: random.Random) -> str | None:
+    """A relation that holds between two sets of things, by at least a cell."""
+    holding = []
+    if max(t.column for t in first) < min(t.column for t in second):
+        holding.append("left of")
+    if min(t.column for t in first) > max(t.column for t in second):
+        holding.append("right of")
+    if max(t.row for t in first) < min(t.row for t in second):
+        holding.append("above")
+    if min(t.row for t in first) > max(t.row for t in second):
+        holding.append("below")
+    return rng.choice(holding) if holding else None
+
+
+def describe(scene: Scene, rng: random.Random, *, dense: float = 0.4, place: bool = True) -> Ask:
+    """What one web-like caption says of ``scene``: with probability ``dense`` every thing, else only some."""
+    things = list(scene.things)
+    rng.shuffle(things)
+    if len(things) > 1 and rng.random() > dense:
+        things = things[: rng.randint(1, len(things) - 1)]
+    sets: list[list[Thing]] = []
+    together = rng.random() < 0.75  # count alike things together, or list them
+    for thing in things:
+        alike = [s for s in sets if (s[0].shape, s[0].colour) == (thing.shape, thing.colour)]
+        if together and alike:
+            alike[0].append(thing)
+        else:
+            sets.append([thing])
+    groups = [group_of(s, lambda p: rng.random() < p) for s in sets]
+    relation = related(sets[0], sets[1], rng) if len(sets) > 1 and rng.random() < 0.2 else None
+    if relation:
+        groups[:2] = [replace(g, place=None) for g in groups[:2]]
+    ground = scene.ground if rng.random() < (0.1 if scene.ground == "plain" else 0.45) else None
+    return Ask(tuple(groups), relation, ground)
+
+
+def caption(scene: Scene, rng: random.Random) -> str:
+    """A training caption of ``scene``; one in ten is empty, for classifier-free guidance."""
+    if rng.random() < 0.1:
+        return ""
+    ask = describe(scene, rng)
+
+    def say(meaning: str) -> str:  # captions rarely use synonyms
+        return rng.choice(SYNONYMS[meaning]) if meaning in SYNONYMS and rng.random() < 0.03 else meaning
+
+    lead = rng.choice(("a picture of ", "a photo of ")) if rng.random() < 0.06 else ""
+    return lead + phrase(ask, say, terse=rng.random() < 0.35)

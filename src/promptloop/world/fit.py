@@ -1,0 +1,106 @@
+"""The plain training loop under the embedded models: cosine schedule, averaged weights, exact resume, a JSONL log."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+
+def fit(
+    network: nn.Module,
+    loss_at: Callable[[int], Tensor],
+    *,
+    steps: int,
+    lr: float,
+    folder: Path,
+    warmup: int = 200,
+    average: float = 0.9995,
+    weight_decay: float = 0.01,
+    log_every: int = 100,
+    save_every: int = 500,
+    check: Callable[[int], dict[str, float]] | None = None,
+    check_every: int = 10**9,
+) -> None:
+    """Minimise ``loss_at(step)`` and leave the averaged weights in ``network``.
+
+    ``loss_at`` must depend on the step alone (it makes its own batch from a seed and the step), so a run that was
+    killed goes on from ``folder/state.pt`` exactly. ``check(step)`` is called with the averaged weights in place.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
+    decayed = [p for p in trained.values() if p.ndim > 1]
+    rest = [p for p in trained.values() if p.ndim <= 1]
+    optimizer = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}], lr=lr, betas=(0.9, 0.98)
+    )
+    averaged = {name: p.detach().clone() for name, p in trained.items()}
+    first, spent = 0, 0.0
+    state_file = folder / "state.pt"
+    if state_file.exists():
+        state = torch.load(state_file, weights_only=True)
+        network.load_state_dict(state["network"])
+        optimizer.load_state_dict(state["optimizer"])
+        averaged, first, spent = state["averaged"], state["step"], state["seconds"]
+    began, recent = time.time() - spent, []
+    for step in range(first, steps):
+        rate = lr * min((step + 1) / warmup, 1.0) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        loss = loss_at(step)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(trained.values(), 1.0)
+        optimizer.step()
+        weight = 1 - min(average, (1 + step) / (10 + step))
+        torch._foreach_lerp_(list(averaged.values()), [p.detach() for p in trained.values()], weight)
+        recent.append(loss.item())
+        done = step + 1
+        line: dict[str, float] = {}
+        if done % log_every == 0 or done == steps:
+            line = {"step": done, "loss": round(sum(recent) / len(recent), 5), "seconds": round(time.time() - began, 1)}
+            recent = []
+        if check and (done % check_every == 0 or done == steps):
+            with averaged_weights(trained, averaged), torch.no_grad():
+                line = {"step": done, **line, **check(done)}
+        if line:
+            with open(folder / "log.jsonl", "a") as log:
+                log.write(json.dumps(line) + "\n")
+        if done % save_every == 0 or done == steps:
+            state = {
+                "network": network.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "averaged": averaged,
+                "step": done,
+                "seconds": time.time() - began,
+            }
+            torch.save(state, f"{state_file}.part")
+            os.replace(f"{state_file}.part", state_file)
+    with torch.no_grad():
+        for name, p in trained.items():
+            p.copy_(averaged[name])
+
+
+class averaged_weights:
+    """Puts averaged weights in place inside a ``with`` block."""
+
+    def __init__(self, trained: dict[str, Tensor], averaged: dict[str, Tensor]):
+        self.trained, self.averaged = trained, averaged
+
+    def __enter__(self) -> None:
+        self.kept = {name: p.detach().clone() for name, p in self.trained.items()}
+        self._put(self.averaged)
+
+    def __exit__(self, *_: object) -> None:
+        self._put(self.kept)
+
+    def _put(self, values: dict[str, Tensor]) -> None:
+        with torch.no_grad():
+            for name, p in self.trained.items():
+                p.copy_(values[name])
