@@ -132,6 +132,8 @@ def sample(denoiser: Any, prompts: Sequence[str], *, seeds: Sequence[int], steps
         raise ValueError(f"max_batch is {max_batch}; it must be at least 1")
     if isinstance(prompts, str) or len(prompts) != len(seeds):
         raise ValueError(f"{len(seeds)} seeds for prompts {prompts!r}; give two lists of the same length")
+    if noise is not None and len(noise) != len(prompts):
+        raise ValueError(f"noise of shape {tuple(noise.shape)} for {len(prompts)} prompts")
     size, states, images = max_batch or max(len(prompts), 1), [], []
     for k in range(0, max(len(prompts), 1), size):
         part = slice(k, k + size)

@@ -175,9 +175,9 @@ class CPS(Solver):
 
     def __call__(self, denoise: Denoise, state: Point, level: Level) -> Transition:
         clean, noise = estimates(denoise, state)
-        std = level.sigma * math.sin(self.eta * math.pi / 2)
-        mean = level.alpha * clean + math.sqrt(level.sigma**2 - std**2) * noise
-        return Transition(mean, torch.tensor(std), clean)
+        angle = self.eta * math.pi / 2
+        mean = level.alpha * clean + level.sigma * math.cos(angle) * noise
+        return Transition(mean, torch.tensor(level.sigma * math.sin(angle)), clean)
 
 
 def _sde(denoise: Denoise, state: Point, level: Level, sd: float) -> Transition:
