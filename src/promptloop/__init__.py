@@ -1,7 +1,7 @@
 """promptloop: prompts that are rewritten while the image forms.
 
-A policy (a multimodal LLM) sees the denoised estimate at a few steps of the sampling loop, together with the user's query
-and the prompt in force, and writes the prompt for the steps that follow. The denoiser is frozen.
+A policy (a multimodal LLM) sees the denoised estimate at a few steps of the sampling loop, together with the
+user's query and the prompt in force, and writes the prompt for the steps that follow. The denoiser is frozen.
 
 The names below are imported on first use, so that ``import promptloop`` costs nothing.
 """
@@ -19,7 +19,7 @@ _NAMES = {
     "Control": "promptloop.sample:Control",
     "State": "promptloop.sample:State",
     "Transition": "promptloop.sample:Transition",
-    "Record": "promptloop.sample:Record",
+    "Record": "promptloop.controls.record:Record",
     "trajectory": "promptloop.sample:trajectory",
     "rescore": "promptloop.sample:rescore",
     "Level": "promptloop.schedules:Level",
@@ -30,16 +30,35 @@ _NAMES = {
     "Mllm": "promptloop.policies.mllm:Mllm",
 }
 
-__all__ = [*_NAMES, "__version__"]  # noqa: PLE0604
+__all__ = [
+    "__version__",
+    "CFG",
+    "Control",
+    "from_pipeline",
+    "generate",
+    "Level",
+    "load",
+    "Mllm",
+    "PromptLoop",
+    "Record",
+    "replay",
+    "rescore",
+    "Rewrite",
+    "Scheduled",
+    "State",
+    "trajectory",
+    "Transition",
+]
 
 if TYPE_CHECKING:
     from promptloop.controls.guidance import CFG
     from promptloop.controls.prompt import PromptLoop, Rewrite, Scheduled
+    from promptloop.controls.record import Record
     from promptloop.denoisers import from_pipeline, load
     from promptloop.policies.mllm import Mllm
     from promptloop.recipes.generate import generate
     from promptloop.recipes.replay import replay
-    from promptloop.sample import Control, Record, State, Transition, rescore, trajectory
+    from promptloop.sample import Control, State, Transition, rescore, trajectory
     from promptloop.schedules import Level
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -161,6 +162,7 @@ def echo(shown: Any, err: bool = False) -> None:
 @contextmanager
 def progress_bar() -> Iterator[Any]:
     """One line on the terminal's error stream; yields the callback that moves it."""
+    quiet()
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -176,6 +178,17 @@ def progress_bar() -> Iterator[Any]:
             bar.update(tasks[what], completed=done, total=total)
 
         yield tell
+
+
+def quiet() -> None:
+    """Silences what the libraries say while they load (downloads from the hub still show their bars)."""
+    for library in ("TRANSFORMERS", "DIFFUSERS"):
+        os.environ.setdefault(f"{library}_VERBOSITY", "error")
+    import diffusers
+    import transformers
+
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
 
 
 def fail(message: str, debug: bool) -> NoReturn:

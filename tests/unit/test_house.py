@@ -2,10 +2,11 @@
 
 import ast
 import importlib
+import inspect
 import re
+import resource
 import subprocess
 import sys
-import time
 from functools import cache
 from pathlib import Path
 
@@ -122,17 +123,18 @@ def test_sizes(path: Path) -> None:
 
 
 def test_classes_are_abstract_or_final_and_settings_frozen() -> None:
-    classes = {n.name: n for p in SOURCES for n in ast.walk(tree(p)) if isinstance(n, ast.ClassDef)}
-    for name, node in classes.items():
-        assert not BANNED_ENDINGS.search(name), f"{name}: say what it is"
-        for decorator in node.decorator_list:
-            text = ast.unparse(decorator)
-            if text.startswith(("dataclass", "dataclasses.dataclass")):
-                assert "frozen=True" in text, f"{name}: settings are frozen, state is passed"
-        for base in (ast.unparse(b).split("[")[0] for b in node.bases):
-            if base in classes and base not in BASES_WITH_DEFAULTS:
-                body = ast.unparse(classes[base])
-                assert "abstractmethod" in body, f"{name} extends {base}, which is neither abstract nor final"
+    for path in SOURCES:
+        for node in ast.walk(tree(path)):
+            if isinstance(node, ast.ClassDef):
+                assert not BANNED_ENDINGS.search(node.name), f"{node.name}: say what it is"
+                for decorator in map(ast.unparse, node.decorator_list):
+                    if decorator.startswith(("dataclass", "dataclasses.dataclass")):
+                        assert "frozen=True" in decorator, f"{node.name}: settings are frozen, state is passed"
+        module = importlib.import_module(dotted(path))
+        for kind in vars(module).values():
+            for base in kind.__bases__ if isinstance(kind, type) else ():
+                ours = base.__module__.startswith("promptloop") and base.__name__ not in BASES_WITH_DEFAULTS
+                assert not ours or inspect.isabstract(base), f"{kind} extends {base}, which is not abstract"
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=ids(SOURCES))
@@ -207,6 +209,7 @@ def test_every_name_in_a_table_imports() -> None:
 def test_public_names_are_the_objects_not_the_modules() -> None:
     import promptloop
 
+    assert set(promptloop.__all__) == {*promptloop._NAMES, "__version__"}
     for name in promptloop.__all__:
         assert not isinstance(getattr(promptloop, name), type(sys)), name
 
@@ -223,9 +226,10 @@ def test_help_is_quick_and_imports_nothing_heavy() -> None:
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
     command = Path(sys.executable).with_name("promptloop")
-    best = float("inf")
-    for _ in range(3):
-        begin = time.perf_counter()
+    seconds = []
+    for _ in range(3):  # processor time, which on an idle machine is the time it takes
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run([str(command), "--help"], check=True, capture_output=True)
-        best = min(best, time.perf_counter() - begin)
-    assert best < 0.5, f"promptloop --help took {best:.2f} s"
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    assert min(seconds) < 0.5, f"promptloop --help took {min(seconds):.2f} s"

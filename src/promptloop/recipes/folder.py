@@ -20,7 +20,7 @@ OURS = re.compile(r"(\d{2,}(-base|-filmstrip)?\.png|trace\.(json|html))")
 
 
 def check(out: Path, overwrite: bool) -> Path:
-    """The folder, if it can be written to (nothing is changed yet); ValueError where it holds what it may not."""
+    """The folder, if it can be written to (nothing is changed yet); ValueError where it holds something."""
     out = out.expanduser()
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file; give a folder")

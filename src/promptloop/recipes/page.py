@@ -34,6 +34,7 @@ def page(shots: Sequence[Shot], trace: dict[str, Any]) -> str:
     body = [
         f'<header><p class="mark">promptloop</p><h1>{escape(title)}</h1>'
         f'<p class="lead">{lead(shots, trace)}</p></header>',
+        *(['<p class="fine pairs">Left the query alone, right refined.</p>'] if shots[0].base else []),
         f'<nav class="sheet" aria-label="samples">{"".join(thumbnail(shot) for shot in shots)}</nav>',
         *(section(shot, entry["not_scored"]) for shot, entry in zip(shots, trace["samples"], strict=True)),
         f"<footer>{times(trace['seconds'])}{settings(trace)}</footer>",
@@ -125,9 +126,12 @@ def strip(picture: Picture) -> str:
 
 
 def changes(note: Note) -> str:
-    """The prompt with what is new marked, and what went struck out."""
+    """The prompt with what is new marked, and what went struck out while that is little."""
+    words = note.changes()
+    if sum(kind == "gone" for kind, _ in words) > 3:
+        words = [(kind, word) for kind, word in words if kind != "gone"]
     tags = {"same": "{}", "new": "<ins>{}</ins>", "gone": "<del>{}</del>"}
-    runs = groupby(note.changes(), key=lambda change: change[0])
+    runs = groupby(words, key=lambda change: change[0])
     return " ".join(tags[kind].format(escape(" ".join(word for _, word in run))) for kind, run in runs)
 
 
@@ -159,7 +163,7 @@ def answers(notes: Sequence[Note]) -> str:
         f'<td class="n">{note.tokens}</td><td class="n">{note.log_prob:.2f}</td></tr>'
         for note in notes
     )
-    head = "<tr><th>step</th><th>answer</th><th>tokens</th><th>log-prob</th></tr>"
+    head = '<tr><th class="n">step</th><th>answer</th><th class="n">tokens</th><th class="n">log-prob</th></tr>'
     summary = "<summary>The policy's answers, word for word</summary>"
     return f"<details>{summary}<table>{head}{rows}</table></details>"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -79,4 +80,7 @@ def read(path: str | Path) -> dict[str, Any]:
 
 
 def write(trace: Mapping[str, Any], file: Path) -> None:
-    file.write_text(json.dumps(trace, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    """Indented JSON; lists of numbers stay on one line (no line break can be inside a JSON string)."""
+    text = json.dumps(trace, indent=1, ensure_ascii=False, allow_nan=False)
+    text = re.sub(r"\[\n[-\d.,\se+]*?\]", lambda found: "[" + " ".join(found[0][1:-1].split()) + "]", text)
+    file.write_text(text + "\n", encoding="utf-8")
