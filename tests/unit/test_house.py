@@ -129,7 +129,7 @@ def test_classes_are_abstract_or_final_and_settings_frozen() -> None:
                 assert not BANNED_ENDINGS.search(node.name), f"{node.name}: say what it is"
                 for decorator in map(ast.unparse, node.decorator_list):
                     if decorator.startswith(("dataclass", "dataclasses.dataclass")):
-                        assert "frozen=True" in decorator, f"{node.name}: settings are frozen, state is passed"
+                        assert "frozen=True" in decorator, f"{node.name}: settings are frozen"
         module = importlib.import_module(dotted(path))
         for kind in vars(module).values():
             for base in kind.__bases__ if isinstance(kind, type) else ():

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from promptloop.controls.guidance import CFG
-from promptloop.controls.prompt import PromptLoop, even_steps
+from promptloop.controls.prompt import PromptLoop
 from promptloop.denoisers.denoiser import Denoiser
 from promptloop.policies.contract import Draft, Policy
 from promptloop.recipes import parts, trace
@@ -90,6 +90,9 @@ def load(
     """Both parts of the job; the policy is None where the job has none."""
     device, dtype = parts.device_named(job.device), getattr(torch, job.dtype)
     tell("loading", 0, 2)
+    names = ((backbone, "backbone"), (policy, "policy"))
+    for name, role in [(name, role) for name, role in names if isinstance(name, str)]:
+        parts.locate(name, role)
     if isinstance(backbone, str):
         first = parts.backbone(backbone, device, dtype)
     else:
@@ -105,16 +108,16 @@ def load(
 
 def run(job: Job, backbone: Part, policy: Part | None, watch: Stopwatch, tell: Progress) -> Generated:
     """The job on loaded parts, nothing written."""
-    steps = even_steps(job.refinements, job.steps, job.window)
+    steps = job.refined_steps
     looped: list[Control] = []
     if policy is not None:
         timed = TimedPolicy(policy.value, watch)
         looped = [PromptLoop(timed, job.refinements, job.window, loop="open" if job.open_loop else "closed")]
     phase = "refining" if looped else "sampling"
-    pictures = shoot(job, backbone.value, looped, tuple(steps), watch, tell, phase)
+    pictures = shoot(job, backbone.value, looped, steps, watch, tell, phase)
     bases: Sequence[Picture | None] = [None] * len(pictures)
     if job.compare and policy is not None:
-        bases = shoot(job, backbone.value, [], tuple(steps), watch, tell, "sampling the query alone")
+        bases = shoot(job, backbone.value, [], steps, watch, tell, "sampling the query alone")
     why = {query: unscored(query, backbone.embedded) for query in job.queries}
     with watch("score"):
         graded = [graded_where(why, job, row) for row in (pictures, bases)]

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, final
 
+from promptloop.controls.prompt import even_steps
+
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -45,10 +47,11 @@ class Job:
         for name, least in {"n": 1, "steps": 1, "refinements": 0, "max_batch": 1, "seed": 0}.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
-        if self.refinements > self.steps:
+        if not 0 <= self.window[0] < self.window[1] <= 1:
             raise ValueError(
-                f"{self.refinements} refinements do not fit into {self.steps} steps; ask for fewer"
+                f"window is {self.window}; give two parts of the trajectory in order, as 0.1 0.6"
             )
+        self.refined_steps  # noqa: B018  (they must fit)
         if self.guidance < 0 or self.temperature < 0:
             raise ValueError("guidance and temperature must not be negative")
         if self.compare and self.policy == "none":
@@ -57,6 +60,11 @@ class Job:
             )
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype is {self.dtype!r}; choose one of {', '.join(DTYPES)}")
+
+    @property
+    def refined_steps(self) -> tuple[int, ...]:
+        """The steps before which the prompt is written; ValueError where they do not fit."""
+        return tuple(even_steps(self.refinements, self.steps, self.window))
 
     @property
     def samples(self) -> list[tuple[str, int]]:

@@ -163,7 +163,8 @@ def answers(notes: Sequence[Note]) -> str:
         f'<td class="n">{note.tokens}</td><td class="n">{note.log_prob:.2f}</td></tr>'
         for note in notes
     )
-    head = '<tr><th class="n">step</th><th>answer</th><th class="n">tokens</th><th class="n">log-prob</th></tr>'
+    n = '<th class="n">'
+    head = f"<tr>{n}step</th><th>answer</th>{n}tokens</th>{n}log-prob</th></tr>"
     summary = "<summary>The policy's answers, word for word</summary>"
     return f"<details>{summary}<table>{head}{rows}</table></details>"
 

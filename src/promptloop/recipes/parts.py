@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import hashlib
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -18,8 +17,7 @@ from promptloop.denoisers.denoiser import Denoiser
 from promptloop.policies.contract import Policy
 from promptloop.world import weights
 
-BACKBONES = ("mini-unet", "mini-flow")
-POLICIES = ("mini-vlm",)
+NAMES = {"backbone": ("mini-unet", "mini-flow"), "policy": ("mini-vlm", "none")}
 DOTTED = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 LOADED = {".safetensors", ".bin", ".json", ".txt", ".model", ".jinja", ".py"}
@@ -56,7 +54,7 @@ def backbone(name: str, device: torch.device, dtype: torch.dtype) -> Part:
     """The denoiser `name` stands for; ValueError saying what was tried."""
     if DOTTED.fullmatch(name):
         return Part(name, made_by(name, Denoiser, "backbone"))
-    where, embedded = locate(name, "backbone", BACKBONES, POLICIES)
+    where, embedded = locate(name, "backbone")
     return part(name, load_denoiser(where, dtype=dtype, device=device), where, embedded)
 
 
@@ -64,9 +62,7 @@ def policy(name: str, device: torch.device, dtype: torch.dtype, temperature: flo
     """The policy `name` stands for; ValueError saying what was tried."""
     if DOTTED.fullmatch(name):
         return Part(name, made_by(name, Policy, "policy"))
-    where, embedded = locate(name, "policy", POLICIES, BACKBONES)
-    if not embedded and Path(where).is_dir() and not (Path(where) / "config.json").is_file():
-        raise ValueError(f"{where} has no config.json, so it is not a folder with a chat model")
+    where, embedded = locate(name, "policy")
     from promptloop.policies.mllm import Mllm
 
     try:
@@ -81,19 +77,28 @@ def part(name: str, value: Any, where: str, embedded: bool) -> Part:
     return Part(name, value, folder, folder_digest(folder), embedded)
 
 
-def locate(name: str, kind: str, names: Sequence[str], others: Sequence[str]) -> tuple[str, bool]:
-    """The folder or hub id, and whether it is an embedded model; ValueError with the nearest name."""
+def locate(name: str, role: str) -> tuple[str, bool]:
+    """The folder or hub id, and whether it is an embedded model; ValueError with the nearest name.
+
+    "none" and "package.module:name" are returned as they are.
+    """
+    names = NAMES[role]
+    if (name == "none" and name in names) or DOTTED.fullmatch(name):
+        return name, False
     if name in names:
         return str(weights(name)), True
-    if name in others:
-        raise ValueError(f"{name!r} cannot be the {kind}; embedded for that: {', '.join(names)}")
-    if Path(name).expanduser().is_dir():
-        return str(Path(name).expanduser().resolve()), False
+    if any(name in others for others in NAMES.values()):
+        raise ValueError(f"{name!r} cannot be the {role}; embedded for that: {', '.join(names)}")
+    folder, index = Path(name).expanduser(), "model_index.json" if role == "backbone" else "config.json"
+    if folder.is_dir():
+        if not (folder / index).is_file():
+            raise ValueError(f"{name} has no {index}, so it cannot be the {role}")
+        return str(folder.resolve()), False
     if HUB_ID.fullmatch(name):
         return name, False
-    near = difflib.get_close_matches(name, [*names, *(["none"] if kind == "policy" else [])], n=1)
-    hint = f" did you mean {near[0]!r}?" if near else f" embedded: {', '.join(names)}"
-    raise ValueError(f"no {kind} {name!r}: it is no folder, no hub id owner/name and no embedded one;{hint}")
+    near = difflib.get_close_matches(name, names, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"embedded: {', '.join(names)}"
+    raise ValueError(f"no {role} {name!r}: it is no folder, no hub id owner/name and no embedded one; {hint}")
 
 
 def made_by(name: str, kind: type, role: str) -> Any:

@@ -1,0 +1,215 @@
+"""The main job from end to end, on tiny random models of the real classes."""
+
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+import tiny_vlm
+import torch
+from PIL import Image
+
+import promptloop
+from promptloop import cli
+from promptloop.policies.contract import Request
+from promptloop.policies.fixed import Fixed
+from promptloop.recipes.shot import digest
+
+QUICK: dict[str, Any] = {"steps": 4, "refinements": 3, "n": 2, "max_batch": 2}
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(tiny.saved(tiny.sd(), tmp_path_factory.mktemp("sd")))
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(tiny_vlm.build("idefics3", tmp_path_factory.mktemp("vlm")))
+
+
+@pytest.fixture(scope="module")
+def folder(backbone: str, policy: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One run on disk, which several tests read."""
+    out = tmp_path_factory.mktemp("run") / "out"
+    promptloop.generate("a red <b>circle", backbone=backbone, policy=policy, compare=True, out=out, **QUICK)
+    return out
+
+
+@pytest.fixture
+def command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Callable[..., Any]]:
+    """Runs the command line in this process; gives exit code, output and error stream."""
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["promptloop", *arguments])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        written = capsys.readouterr()
+        return int(end.value.code or 0), written.out, written.err
+
+    yield run
+
+
+def test_the_folder_holds_everything(folder: Path) -> None:
+    names = {file.name for file in folder.iterdir()}
+    images = {f"0{i}{kind}.png" for i in (0, 1) for kind in ("", "-base", "-filmstrip")}
+    assert names == images | {"trace.json", "trace.html"}
+    trace = json.loads((folder / "trace.json").read_text())
+    assert trace["environment"]["threads"] == torch.get_num_threads()
+    assert trace["refinement_steps"] == [0, 1, 2] and len(trace["backbone"]["levels"]) == 5
+    assert re.fullmatch(r"[0-9a-f]{64}", trace["backbone"]["sha256"])
+    assert {"load", "policy", "denoise", "decode", "write"} <= set(trace["seconds"])
+    for sample in trace["samples"]:
+        assert len(sample["image"]["drafts"]) == 3 and sample["not_scored"]
+        for side in ("image", "base"):
+            stored = np.asarray(Image.open(folder / sample[side]["file"]))
+            assert digest(stored) == sample[side]["sha256"]
+
+
+def test_the_page_needs_nothing_else_and_escapes_texts(folder: Path) -> None:
+    page = (folder / "trace.html").read_text()
+    assert "a red &lt;b&gt;circle" in page and "<b>circle" not in page
+    assert all(source.startswith("data:image/png;base64,") for source in re.findall(r'src="([^"]*)"', page))
+    assert not re.search(r"https?://|@import|url\(|<script|<link", page)
+    assert len(re.findall("<figure", page)) == 2 * 2 * 4
+
+
+def test_replay_makes_the_same_pixels_and_names_the_first_that_differs(
+    folder: Path, tmp_path: Path, command: Callable[..., Any]
+) -> None:
+    """Fails if the policy or the noise draws from a generator that is not seeded by the trace."""
+    code, out, _ = command("replay", str(folder / "trace.json"), "--out", str(tmp_path / "again"))
+    assert code == 0 and "the same: 4 images" in out
+    again = json.loads((tmp_path / "again" / "trace.json").read_text())
+    trace = json.loads((folder / "trace.json").read_text())
+    assert [s["image"]["drafts"] for s in again["samples"]] == [
+        s["image"]["drafts"] for s in trace["samples"]
+    ]
+    trace["samples"][1]["base"]["sha256"] = "0" * 64
+    (tmp_path / "trace.json").write_text(json.dumps(trace))
+    code, _, err = command("replay", str(tmp_path / "trace.json"))
+    assert code == 1 and err.startswith("01-base.png differs (1 of 4")
+
+
+def test_replay_takes_the_threads_of_the_trace_and_says_what_changed(folder: Path, tmp_path: Path) -> None:
+    trace = json.loads((folder / "trace.json").read_text())
+    trace["environment"] |= {"threads": 2, "torch": "1.0"}
+    (tmp_path / "trace.json").write_text(json.dumps(trace))
+    before = torch.get_num_threads()
+    replayed = promptloop.replay(tmp_path / "trace.json")
+    assert replayed.made.trace["environment"]["threads"] == 2 and torch.get_num_threads() == before
+    assert replayed.changed == {"torch": ("1.0", torch.__version__)}
+
+
+def test_replay_refuses_other_weights(folder: Path, tmp_path: Path) -> None:
+    trace = json.loads((folder / "trace.json").read_text())
+    trace["job"]["backbone"] = str(tiny.saved(tiny.sd(seed=1), tmp_path / "other"))
+    (tmp_path / "trace.json").write_text(json.dumps(trace))
+    with pytest.raises(ValueError, match="not the one of the trace"):
+        promptloop.replay(tmp_path / "trace.json")
+
+
+def test_a_policy_that_repeats_the_prompt_leaves_the_base_images(backbone: str) -> None:
+    """Fails if refined and base run differ in anything but the policy: noise, guidance, batches."""
+    settings = {**QUICK, "backbone": backbone}
+    made = promptloop.generate("a star", policy="promptloop.policies:Identity", compare=True, **settings)
+    alone = promptloop.generate("a star", policy="none", **settings)
+    assert made.base is not None
+    assert torch.equal(made.images, made.base) and torch.equal(made.images, alone.images)
+    assert alone.trace["policy"] is None and alone.base is None
+
+
+def test_open_loop_shows_the_policy_no_image(backbone: str) -> None:
+    seen: list[bool] = []
+
+    class Peeking(Fixed):
+        def answer(self, request: Request) -> str:
+            seen.append(request.estimate is not None)
+            return request.prompt
+
+    for open_loop in (True, False):
+        promptloop.generate("a star", backbone=backbone, policy=Peeking(), open_loop=open_loop, **QUICK)
+    assert seen == [False] * 6 + [False] * 2 + [True] * 4
+
+
+def test_several_queries_and_seeds(backbone: str) -> None:
+    made = promptloop.generate(["a star", "a circle"], backbone=backbone, policy="none", seed=5, **QUICK)
+    assert [(shot.query, shot.seed) for shot in made.shots] == [
+        ("a star", 5), ("a star", 6), ("a circle", 5), ("a circle", 6),
+    ]  # fmt: skip
+    assert tuple(made.images.shape) == (4, 3, 16, 16)
+
+
+BAD = {
+    "unknown command": (["genrate"], "Did you mean 'generate'"),
+    "unknown option": (["generate", "a", "--sed", "1"], "--seed"),
+    "no output folder": (["generate", "a"], "Missing option '--out'"),
+    "not a number": (["generate", "a", "--out", "OUT", "-n", "four"], "-n"),
+    "no samples": (["generate", "a", "--out", "OUT", "-n", "0"], "n is 0; it must be at least 1"),
+    "no query": (["generate", " ", "--out", "OUT"], "the query is empty"),
+    "mistyped backbone": (
+        ["generate", "a", "--out", "OUT", "--backbone", "mini-unit"],
+        "did you mean 'mini-unet'",
+    ),
+    "mistyped policy": (
+        ["generate", "a", "--out", "OUT", "--backbone", "SD", "--policy", "nome"],
+        "did you mean 'none'",
+    ),
+    "policy as backbone": (
+        ["generate", "a", "--out", "OUT", "--backbone", "mini-vlm"],
+        "cannot be the backbone",
+    ),
+    "too many refinements": (["generate", "a", "--out", "OUT", "--steps", "3"], "5 refinements do not fit"),
+    "window": (["generate", "a", "--out", "OUT", "--window", "0.9", "0.1"], "window"),
+    "device": (["generate", "a", "--out", "OUT", "--device", "abacus"], "abacus"),
+    "full folder": (["generate", "a", "--out", "FULL"], "is not empty"),
+    "foreign folder": (["generate", "a", "--out", "FULL", "--overwrite"], "no run of promptloop wrote"),
+    "no pipeline": (["generate", "a", "--out", "OUT", "--backbone", "FULL"], "model_index.json"),
+    "no chat model": (
+        ["generate", "a", "--out", "OUT", "--backbone", "SD", "--policy", "FULL"],
+        "config.json",
+    ),
+    "no trace": (["replay", "OUT"], "there is no trace"),
+    "not a trace": (["replay", "FULL/mine.txt"], "is not JSON"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_sentence(
+    case: str, tmp_path: Path, backbone: str, command: Callable[..., Any]
+) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").write_text("mine")
+    places = {"OUT": str(tmp_path / "out"), "FULL": str(tmp_path / "full"), "SD": backbone}
+    arguments, expected = BAD[case]
+    code, out, err = command(
+        *[re.sub(r"^(OUT|FULL|SD)\b", lambda m: places[m[1]], word) for word in arguments]
+    )
+    assert code == 2 and not out, (code, out, err)
+    assert expected in err and err.startswith("promptloop: ") and err.count("\n") == 1
+    assert not (tmp_path / "out").exists() and (tmp_path / "full" / "mine.txt").exists()
+
+
+def test_debug_shows_the_traceback(command: Callable[..., Any]) -> None:
+    assert "Traceback" in command("replay", "nowhere", "--debug")[2]
+
+
+def test_overwrite_replaces_an_earlier_run(backbone: str, tmp_path: Path) -> None:
+    settings = {"backbone": backbone, "policy": "none", "out": tmp_path, "steps": 2, "refinements": 1}
+    promptloop.generate("a star", n=2, **settings)
+    with pytest.raises(ValueError, match="not empty"):
+        promptloop.generate("a star", n=1, **settings)
+    promptloop.generate("a star", n=1, overwrite=True, **settings)
+    assert not (tmp_path / "01.png").exists() and (tmp_path / "00.png").exists()
+
+
+def test_unknown_setting() -> None:
+    with pytest.raises(ValueError, match="unknown setting 'step'"):
+        promptloop.generate("a star", step=3)
