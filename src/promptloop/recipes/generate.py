@@ -147,7 +147,8 @@ def shoot(
         tell(phase, done, total)
 
     everything = [*controls, CFG(job.guidance, job.negative), Film(steps, watch), Clock(watch)]
-    with watch("loop"):
+    repeatable = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True)
+    with watch("loop"), repeatable:
         result = sample(
             denoiser,
             queries,
