@@ -208,7 +208,7 @@ def encode_scenes(vae, folder: Path, *, count: int, seed: int, device: str) -> T
             for first in range(0, count, 128):
                 images = pixels([scene_at(seed, i) for i in range(first, min(first + 128, count))]).to(device)
                 rows.append(to_latents(vae, images).half().cpu())
-        save_file({"latents": torch.cat(rows)}, f"{file}.part")
+        save_file({"latents": torch.cat(rows).contiguous()}, f"{file}.part")
         Path(f"{file}.part").replace(file)
     return load_file(file)["latents"]
 

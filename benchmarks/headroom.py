@@ -1,0 +1,92 @@
+"""How much can feedback gain in the embedded world? Scripted policies on held-out queries, paired by seed.
+
+    python benchmarks/headroom.py --backbone mini-unet --queries 140 --seeds 3 --out docs/world
+
+Arms: (a) the query as it is, (b) rewriting ahead, (c) a timed schedule that never looks, (d) a policy that looks
+at the estimate, (e) the same shown another sample's estimate. Variants of (b), (c) and (d) are chosen on training
+queries (--choose) and reported on held-out ones.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import torch
+
+from promptloop.controls import CFG, PromptLoop
+from promptloop.denoisers import load
+from promptloop.policies.fixed import Identity
+from promptloop.sample import sample
+from promptloop.world import weights
+from promptloop.world.oracle import grade
+from promptloop.world.queries import queries
+from promptloop.world.scripted import Ahead, Look, Timed
+
+EARLY = (0.05, 0.55)
+ARMS = {
+    "a query": (Identity(), EARLY),
+    "b dense": (Ahead(), EARLY),
+    "b terse": (Ahead(terse=True), EARLY),
+    "b dense, places": (Ahead(places=True), EARLY),
+    "b terse, places": (Ahead(terse=True, places=True), EARLY),
+    "c turns": (Timed("turns"), EARLY),
+    "c coarse": (Timed("coarse", late=0.25), EARLY),
+    "c fine": (Timed("fine"), EARLY),
+    "d looks": (Look(), EARLY),
+    "d looks, no places": (Look(places=False), EARLY),
+    "d looks, 0-80%": (Look(), (0.1, 0.8)),
+    "d looks, 0-40%": (Look(), (0.05, 0.4)),
+    "e another's estimate": (Look(shuffled=True), EARLY),
+}
+
+
+def run(denoiser, policy, window, asked, seeds, steps, guidance, batch):
+    controls = [CFG(guidance)]
+    if not isinstance(policy, Identity):
+        controls.append(PromptLoop(policy, refinements=5, window=window))
+    result = sample(denoiser, [q.text for q in asked], steps=steps, controls=controls, seeds=seeds, max_batch=batch)
+    return grade(result.images, [q.ask for q in asked])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--backbone", default="mini-unet")
+    parser.add_argument("--queries", type=int, default=140)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--guidance", type=float, default=3.0)
+    parser.add_argument("--arms", nargs="*", help="substrings of arms; default all")
+    parser.add_argument("--choose", action="store_true", help="on training queries, to choose variants")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    folder = Path(args.backbone) if Path(args.backbone).is_dir() else weights(args.backbone)
+    denoiser = load(folder)
+    asked = queries(args.queries, 0 if args.choose else 1, held_out=not args.choose)
+    rows = {}
+    for name, (policy, window) in ARMS.items():
+        if args.arms and not any(a in name for a in args.arms):
+            continue
+        began, soft, strict = time.time(), [], []
+        for seed in range(args.seeds):
+            seeds = [1000 * (seed + 1) + i for i in range(len(asked))]
+            grades = run(denoiser, policy, window, asked, seeds, args.steps, args.guidance, 70)
+            soft.append(grades.soft.tolist())
+            strict.append(grades.strict.tolist())
+        rows[name] = {"soft": soft, "strict": strict, "seconds": time.time() - began}
+        s, t = torch.tensor(soft), torch.tensor(strict)
+        error = s.mean(0).std() / len(asked) ** 0.5
+        print(f"{name:24s} soft {s.mean():.3f} +- {error:.3f}  strict {t.mean():.3f}  {rows[name]['seconds']:.0f} s", flush=True)
+        tasks = {q.task for q in asked}
+        print("    " + "  ".join(f"{k} {s[:, [q.task == k for q in asked]].mean():.2f}" for k in sorted(tasks)), flush=True)
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(json.dumps({"settings": {k: str(v) for k, v in vars(args).items()}, "rows": rows}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""Rebuilds the embedded models: autoencoder, mini-unet, mini-flow, mini-vlm. One command, one seed, resumable.
+
+    python -m promptloop.world.build --out build --seed 0
+
+Every stage keeps a checkpoint in its folder and is skipped when its result is there; a killed build goes on where
+it was. Stages run one after the other with all the threads given, or alone (``--stage``), so that mini-unet and
+mini-flow can be trained side by side with one thread each. A GPU is used where there is one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import time
+from pathlib import Path
+
+from promptloop.world import MODELS
+
+STAGES = ("autoencoder", "latents", *MODELS, "pack")
+SCENES = 40_000  # scenes whose latents the backbones are trained on
+STEPS = {"autoencoder": 1500, "mini-unet": 8500, "mini-flow": 8000, "mini-vlm": 3000}
+RATES = {"mini-unet": 1.5e-3, "mini-flow": 2e-3}
+POOL = 12_000  # denoised estimates that mini-vlm is shown
+
+
+def load_vae(out: Path, device: str):
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL.from_pretrained(out / "vae" / "vae").eval().requires_grad_(False).to(device)
+
+
+def run_stage(stage: str, out: Path, *, seed: int, scale: float, device: str) -> None:
+    """One stage. ``scale`` multiplies every number of steps and scenes (tests use a tiny one)."""
+    from promptloop.world import autoencoder, backbones
+
+    steps = {name: max(2, int(n * scale)) for name, n in STEPS.items()}
+    scenes = max(1024, int(SCENES * scale))
+    if stage == "autoencoder":
+        autoencoder.train(out / "vae", steps=steps[stage], seed=seed, device=device)
+    elif stage == "latents":
+        backbones.encode_scenes(load_vae(out, device), out, count=scenes, seed=seed, device=device)
+    elif stage in RATES:
+        vae = load_vae(out, device)
+        backbones.train(stage, vae, out / stage, steps=steps[stage], seed=seed, scenes=scenes, lr=RATES[stage], device=device)
+    elif stage == "mini-vlm":
+        pool = estimate_pool(out, count=max(512, int(POOL * scale)), seed=seed, scenes=scenes)
+        train_speaker(out, pool, steps[stage], seed, device)
+    elif stage == "pack":
+        pack(out)
+    else:
+        raise ValueError(f"unknown stage {stage!r}; stages: {', '.join(STAGES)}")
+
+
+def estimate_pool(out: Path, *, count: int, seed: int, scenes: int):
+    """Estimates by mini-unet of the first ``count`` training scenes; cached in ``out``."""
+    from diffusers import DiffusionPipeline
+    from safetensors.torch import load_file, save_file
+
+    from promptloop.world.backbones import encode_scenes, scene_at
+    from promptloop.world.speaker import estimates
+
+    known = [scene_at(seed, i) for i in range(count)]
+    file = out / f"estimates-{seed}-{count}.safetensors"
+    if not file.exists():
+        pipe = DiffusionPipeline.from_pretrained(out / "mini-unet" / "pipeline")
+        latents = encode_scenes(load_vae(out, "cpu"), out, count=scenes, seed=seed, device="cpu")[:count]
+        images, when = estimates(pipe, latents, known, seed=seed)
+        save_file({"images": images.contiguous(), "when": when.contiguous()}, f"{file}.part")
+        Path(f"{file}.part").replace(file)
+    made = load_file(file)
+    return made["images"], made["when"], known
+
+
+def train_speaker(out: Path, pool, steps: int, seed: int, device: str) -> None:
+    from promptloop.world import speaker
+
+    speaker.train(out / "mini-vlm", pool, steps=steps, seed=seed, device=device)
+
+
+def pack(out: Path) -> None:
+    """Writes ``out/weights``: the three models as fp16 safetensors folders with their training logs."""
+    import torch
+    from diffusers import DiffusionPipeline
+    from transformers import AutoModelForImageTextToText
+
+    target = out / "weights"
+    for name in MODELS:
+        folder = target / name
+        shutil.rmtree(folder, ignore_errors=True)
+        if name == "mini-vlm":
+            shutil.copytree(out / name / "model", folder)
+            network = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float16)
+            network.save_pretrained(folder)
+        else:
+            pipe = DiffusionPipeline.from_pretrained(out / name / "pipeline", torch_dtype=torch.float16)
+            pipe.save_pretrained(folder)
+        shutil.copy(out / name / "log.jsonl", folder / "training_log.jsonl")
+    shutil.copy(out / "vae" / "log.jsonl", target / "autoencoder_log.jsonl")
+
+
+def main() -> None:
+    import torch
+
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--out", type=Path, required=True, help="folder for checkpoints and results")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--stage", choices=STAGES, help="one stage only; default: all of them")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--scale", type=float, default=1.0, help="fraction of all steps and scenes, for a trial")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    args.out.mkdir(parents=True, exist_ok=True)
+    for stage in (args.stage,) if args.stage else STAGES:
+        began = time.time()
+        run_stage(stage, args.out, seed=args.seed, scale=args.scale, device=device)
+        print(f"{stage}: {time.time() - began:.0f} s on {device}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
