@@ -92,7 +92,7 @@ class Mllm(Policy):
         tokens, log_probs = decode(
             self.network,
             begun,
-            log_softmax=self._log_softmax,
+            log_softmax=functools.partial(self._log_softmax, forbidden=self._forbidden(begun.logits)),
             uniforms=self._uniforms(seeds).to(self._device) if self.temperature else None,
             stop=torch.tensor(sorted(self._ends), device=self._device),
             limit=self.max_new_tokens,
@@ -128,7 +128,7 @@ class Mllm(Policy):
             logits_to_keep=width + 1,
             **whole.extras,
         ).logits[:, -width - 1 : -1]
-        return self._log_softmax(logits).gather(2, tokens[..., None])[..., 0]
+        return self._log_softmax(logits, self._forbidden(logits)).gather(2, tokens[..., None])[..., 0]
 
     # --- from requests to tensors and back
 
@@ -170,17 +170,17 @@ class Mllm(Policy):
 
     # --- the distribution
 
-    def _log_softmax(self, logits: Tensor) -> Tensor:
+    def _log_softmax(self, logits: Tensor, forbidden: Tensor) -> Tensor:
         """Log-probabilities [..., V] a draft is drawn from, in float32."""
         logits = logits.float() / (self.temperature or 1.0)
-        return logits.masked_fill(self._forbidden(logits.shape[-1]), -torch.inf).log_softmax(-1)
+        return logits.masked_fill(forbidden, -torch.inf).log_softmax(-1)
 
-    def _forbidden(self, vocabulary: int) -> Tensor:
-        """Special tokens that do not end an answer, and rows of the head that no token has."""
-        known = torch.arange(vocabulary) >= len(self.processor.tokenizer)
-        special = [i for i in self._control if i not in self._ends and i < vocabulary]
-        known[special] = True
-        return known.to(self._device)
+    def _forbidden(self, logits: Tensor) -> Tensor:
+        """Bool [V]: special tokens that do not end an answer, and rows of the head that no token has."""
+        rows = logits.shape[-1]
+        forbidden = torch.arange(rows) >= len(self.processor.tokenizer)
+        forbidden[[i for i in self._control if i not in self._ends and i < rows]] = True
+        return forbidden.to(logits.device)
 
     def _uniforms(self, seeds: Sequence[int]) -> Tensor:
         rows = [
