@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 import math
 from collections.abc import Callable, Iterable
@@ -28,10 +29,10 @@ class History:
             here, there = (float(t), tuple(self.shape)), (state.level.t, tuple(state.x.shape))
             raise ValueError(f"the scheduler stands at t and shape {here}, the state at {there}; "
                              "a diffusers scheduler's steps cannot be skipped or redone")
-        if "scale_model_input" in dir(self.scheduler):
+        if hasattr(self.scheduler, "scale_model_input"):
             self.scheduler.scale_model_input(state.x[:1], t)  # k-style ones insist on the call
         options = {}
-        if "generator" in inspect.signature(self.scheduler.step).parameters:
+        if _draws(self.scheduler.__class__):
             options["generator"] = [state.generator(i, "step") for i in range(len(state.x))]
         self.index += 1
         output = self._output(state, clean)
@@ -81,3 +82,9 @@ class History:
         for name, value in vars(self.scheduler).items():
             vars(scheduler)[name] = rebuilt([value, *(vars(other.scheduler)[name] for other in rest)])
         return History(scheduler, self.index, shape)
+
+
+@functools.cache
+def _draws(kind: type) -> bool:
+    """Whether schedulers of this class take generators, and so may draw noise."""
+    return "generator" in inspect.signature(kind.step).parameters  # type: ignore[attr-defined]

@@ -76,6 +76,8 @@ def begin(run: Run, prompts: Sequence[str], seeds: Sequence[int], noise: Tensor 
     queries = as_texts("prompts", prompts, None)
     if not queries or len(seeds) != len(queries):
         raise ValueError(f"{len(seeds)} seeds for {len(queries)} prompts; give one seed for each prompt")
+    if not all(0 <= int(seed) < 2**63 for seed in seeds):
+        raise ValueError(f"seeds {list(seeds)}: give whole numbers from 0 to 2**63 - 1")
     rows = torch.as_tensor(seeds, dtype=torch.long)
     noise = run.denoiser.noise(rows.tolist()) if noise is None else noise
     if len(noise) != len(queries):

@@ -63,9 +63,9 @@ def vp(steps: int, *, curve: Curve = "scaled_linear", spacing: Literal["trailing
     """
     _positive(steps)
     if curve == "cosine":
-        angles = [math.pi / 2 * k / steps for k in range(steps, 0, -1)]
-        noisy = [Level(math.cos(a), math.sin(a), TRAIN_STEPS * a / (math.pi / 2)) for a in angles]
-        return [*noisy, Level(1.0, 0.0, 0.0)]
+        shares = [k / steps for k in range(steps - 1, 0, -1)]
+        noisy = [Level(math.cos(math.pi * u / 2), math.sin(math.pi * u / 2), TRAIN_STEPS * u) for u in shares]
+        return [Level(0.0, 1.0, float(TRAIN_STEPS)), *noisy, Level(1.0, 0.0, 0.0)]
     signal = _signal(curve, start, end)
     if steps > TRAIN_STEPS:
         raise ValueError(f"steps is {steps}; a {curve} curve has {TRAIN_STEPS} training steps")

@@ -141,7 +141,8 @@ class FlowSDE(Solver):
 
     def __call__(self, denoise: Denoise, state: Point, level: Level) -> Transition:
         s = state.level.share
-        return _sde(denoise, state, level, self.eta * math.sqrt(s / (1 - (s if s < 1 else level.share))))
+        kept = 1 - s if s < 1 - 1e-6 else 1 - level.share
+        return _sde(denoise, state, level, self.eta * math.sqrt(s / kept))
 
 
 @final
@@ -216,7 +217,7 @@ class Scheduler(Solver):
         return from_scheduler(self.scheduler, steps, **self.options)
 
     def noise_scale(self, levels: Sequence[Level]) -> float:
-        known = "init_noise_sigma" in dir(self.scheduler)
+        known = hasattr(self.scheduler, "init_noise_sigma")
         return float(self._timed(levels).init_noise_sigma) if known else 1.0
 
     def __call__(self, denoise: Denoise, state: Point, level: Level) -> Transition:

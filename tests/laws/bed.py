@@ -50,15 +50,32 @@ class Iid(Exact):
         raise NotImplementedError
 
 
-def at(level: Level, x: Tensor, *, denoiser: Any = None, levels: Sequence[Level] | None = None,
-       solver: Solver | None = None, prompts: Sequence[str] | None = None) -> State:
+def at(
+    level: Level,
+    x: Tensor,
+    *,
+    denoiser: Any = None,
+    levels: Sequence[Level] | None = None,
+    solver: Solver | None = None,
+    prompts: Sequence[str] | None = None,
+) -> State:
     """A state with these latents at this level, its prompts embedded."""
     denoiser = Gaussian(dim=x.shape[1]) if denoiser is None else denoiser
     run = Run(denoiser, tuple(levels or (level, Level(1.0, 0.0, 0.0))), solver or DDIM(), ())
     prompts = [""] * len(x) if prompts is None else prompts
     state = begin(run, prompts, range(len(x)), x)
-    return State(run, 0, level, x, state.seeds, state.queries, state.prompts, denoiser.embed(prompts),
-                 state.prompts, memory=state.memory)
+    return State(
+        run,
+        0,
+        level,
+        x,
+        state.seeds,
+        state.queries,
+        state.prompts,
+        denoiser.embed(prompts),
+        state.prompts,
+        memory=state.memory,
+    )
 
 
 @dataclass(frozen=True)

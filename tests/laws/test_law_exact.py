@@ -40,7 +40,9 @@ def test_posterior_and_value_equal_quadrature(bed, level) -> None:
         assert bed.clean(x, level, cond)[row].item() == pytest.approx(mean.item(), abs=2e-4)
         for reward, strength in [(Quadratic(), 3.0), (Linear(0.7), 2.0), (two_humps(), 1.0)]:
             value = (mass * torch.exp(strength * reward(GRID[:, None].float()).double())).sum().log()
-            assert bed.log_h(x, level, cond, reward, strength)[row].item() == pytest.approx(value.item(), abs=2e-3)
+            assert bed.log_h(x, level, cond, reward, strength)[row].item() == pytest.approx(
+                value.item(), abs=2e-3
+            )
         if isinstance(bed, Gaussian):
             variance = (mass * (GRID - mean) ** 2).sum()
             assert bed.posterior(x, level, cond)[1] == pytest.approx(variance.item(), rel=1e-3)
@@ -50,7 +52,9 @@ def two_humps() -> LogMixture:
     return LogMixture(torch.tensor([[-1.0], [2.0]]), torch.tensor([0.6, 1.1]), torch.tensor([0.5, 2.0]))
 
 
-@pytest.mark.parametrize("levels", [vp(6), flow(5), karras(6), vp(5, curve="cosine")], ids=["vp", "flow", "ve", "cos"])
+@pytest.mark.parametrize(
+    "levels", [vp(6), flow(5), karras(6), vp(5, curve="cosine")], ids=["vp", "flow", "ve", "cos"]
+)
 @pytest.mark.parametrize("bed", [Gaussian(0.3, 0.7), pair()], ids=["G1", "TM"])
 @torch.no_grad()
 def test_reverse_kernel_is_bayes(bed, levels) -> None:
@@ -79,8 +83,10 @@ def marginal(bed, x, level):
         variance = level.alpha**2 * bed.std**2 + level.sigma**2
         return normal(x, level.alpha * bed.network.mean.item(), variance)
     parts = zip(bed.log_weights.exp(), bed.network.mean[:, 0], bed.stds, strict=True)
-    return sum(w * normal(x, level.alpha * m.item(), level.alpha**2 * s.item() ** 2 + level.sigma**2)
-               for w, m, s in parts)
+    return sum(
+        w * normal(x, level.alpha * m.item(), level.alpha**2 * s.item() ** 2 + level.sigma**2)
+        for w, m, s in parts
+    )
 
 
 def test_published_numbers_of_g1() -> None:
@@ -102,7 +108,9 @@ def test_ring_has_eight_modes_and_its_log_z() -> None:
     cond = bed.embed(["", "first"])
     side = torch.linspace(-6, 6, 601)
     plane = torch.cartesian_prod(side, side)
-    density = (-((plane[:, None] - bed.network.mean) ** 2).sum(-1) / 0.18).exp().sum(1) / (8 * 2 * torch.pi * 0.09)
+    density = (-((plane[:, None] - bed.network.mean) ** 2).sum(-1) / 0.18).exp().sum(1) / (
+        8 * 2 * torch.pi * 0.09
+    )
     z = (density.double() * reward(plane).double().exp()).sum() * (side[1] - side[0]) ** 2
     assert bed.log_z(cond, reward)[0].item() == pytest.approx(z.log().item(), abs=1e-3)
     made = sample(bed, ["first", ""] * 200, seeds=range(400), levels=flow(30), solver=DDIM(1.0)).state.x
@@ -120,7 +128,9 @@ def test_exact_chain_gives_the_data_and_smc_the_tilted_data() -> None:
     """
     bed, levels = Gaussian(), vp(20, curve="cosine")
     base = sample(Gaussian(dim=20000), [""], seeds=[0], levels=levels, solver=Chain()).state.x
-    assert base.mean().item() == pytest.approx(0.3, abs=0.03) and base.var().item() == pytest.approx(1.0, abs=0.04)
+    assert base.mean().item() == pytest.approx(0.3, abs=0.03) and base.var().item() == pytest.approx(
+        1.0, abs=0.04
+    )
     run = trajectory(bed, [""] * 1000, seeds=range(1000), levels=levels, solver=Chain(), controls=[Smc()])
     *_, end = run
     weights = end.memory["weight"].softmax(0)[:, None]

@@ -12,7 +12,7 @@ from promptloop.controls.record import Record
 from promptloop.policies.fixed import Identity
 from promptloop.sample import Control, State, sample, trajectory
 from promptloop.schedules import flow, vp
-from promptloop.solvers import DDIM, CPS, FlowSDE
+from promptloop.solvers import CPS, DDIM, FlowSDE
 
 PROMPTS = ["up", "down", "up", "far", ""]
 SEEDS = [5, 6, 7, 8, 9]
@@ -33,7 +33,7 @@ def test_controls_that_do_nothing_leave_every_sample_bitwise_unchanged(grid: str
 @pytest.mark.parametrize("controls", [(), (CFG(3.0), Record())], ids=["plain", "guided"])
 def test_sample_i_does_not_depend_on_the_batch(solver, controls) -> None:
     """Fails when State.noise draws all rows from one generator, or hashes the row number into the seed."""
-    options = dict(levels=GRIDS["vp"], solver=solver, controls=controls)
+    options = {"levels": GRIDS["vp"], "solver": solver, "controls": controls}
     together = sample(words(), PROMPTS, seeds=SEEDS, **options)
     for size in (1, 2, 3, 4, 99):
         split = sample(words(), PROMPTS, seeds=SEEDS, max_batch=size, **options)
@@ -82,7 +82,9 @@ def test_cfg_is_one_call_of_twice_the_batch_and_the_published_combination() -> N
         return plain(x, level, cond)
 
     bed.clean = counted
-    state = list(trajectory(bed, ["up"], levels=flow(3), solver=DDIM(), controls=[CFG(3.0, "down")], seeds=[1]))
+    state = list(
+        trajectory(bed, ["up"], levels=flow(3), solver=DDIM(), controls=[CFG(3.0, "down")], seeds=[1])
+    )
     assert sizes == [2, 2, 2]
     x, level = state[0].x, state[0].level
     up, down = plain(x, level, bed.embed(["up"])), plain(x, level, bed.embed(["down"]))
@@ -142,3 +144,19 @@ def test_verbs_act_in_the_order_of_the_list_and_at_their_place() -> None:
     sample(words(), ["up"], levels=flow(1), solver=DDIM(), seeds=[0], controls=[Note("a"), Note("b")])
     verbs = ["start", "condition", "guide", "propose", "select"]
     assert said == [(name, verb, int(verb == "select")) for verb in verbs for name in "ab"]
+
+
+def test_on_step_sees_every_state_and_decoding_can_be_left_out() -> None:
+    """Fails when the state before the first step, or a later batch, is not shown."""
+    seen = []
+    made = sample(
+        words(),
+        PROMPTS,
+        levels=flow(2),
+        seeds=SEEDS,
+        max_batch=3,
+        decode=False,
+        on_step=lambda state: seen.append((len(state), state.step)),
+    )
+    assert made.images is None and len(made.state) == 5
+    assert seen == [(3, 0), (3, 1), (3, 2), (2, 0), (2, 1), (2, 2)]

@@ -1,4 +1,4 @@
-"""The Scheduler solver equals running the diffusers scheduler by hand, and its history moves with the samples."""
+"""The Scheduler solver equals a diffusers scheduler run by hand; its history moves with the samples."""
 
 import diffusers
 import pytest
@@ -12,8 +12,10 @@ from promptloop.solvers import DDIM, Euler, Scheduler
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 CASES = {
     "DDIM": ("DDIMScheduler", {**SD, "clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1}),
-    "DDIM-v-trailing": ("DDIMScheduler", {**SD, "clip_sample": False, "prediction_type": "v_prediction",
-                                          "timestep_spacing": "trailing"}),
+    "DDIM-v-trailing": (
+        "DDIMScheduler",
+        {**SD, "clip_sample": False, "prediction_type": "v_prediction", "timestep_spacing": "trailing"},
+    ),
     "PNDM": ("PNDMScheduler", {**SD, "skip_prk_steps": True, "steps_offset": 1}),
     "Euler": ("EulerDiscreteScheduler", {**SD, "steps_offset": 1, "timestep_spacing": "leading"}),
     "Euler-karras": ("EulerDiscreteScheduler", {**SD, "use_karras_sigmas": True}),
@@ -25,9 +27,14 @@ CASES = {
     "DEIS": ("DEISMultistepScheduler", SD),
     "FlowMatchEuler": ("FlowMatchEulerDiscreteScheduler", {"shift": 3.0}),
     "FlowMatchHeun": ("FlowMatchHeunDiscreteScheduler", {"shift": 3.0}),
-    "DPM++-flow": ("DPMSolverMultistepScheduler", {"prediction_type": "flow_prediction", "use_flow_sigmas": True,
-                                                   "flow_shift": 3.0}),
-    "UniPC-flow": ("UniPCMultistepScheduler", {"prediction_type": "flow_prediction", "use_flow_sigmas": True}),
+    "DPM++-flow": (
+        "DPMSolverMultistepScheduler",
+        {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0},
+    ),
+    "UniPC-flow": (
+        "UniPCMultistepScheduler",
+        {"prediction_type": "flow_prediction", "use_flow_sigmas": True},
+    ),
 }
 STEPS = 7
 
@@ -38,7 +45,7 @@ def scheduler(name: str):
 
 
 def network(bed, by, k: int, x: torch.Tensor, kind: str) -> torch.Tensor:
-    """What a trained network would answer at the scheduler's k-th timestep, from diffusers' own numbers only."""
+    """What a network would answer at the scheduler's k-th timestep, from diffusers' own numbers only."""
     if "flow" in kind:
         sigma = float(by.sigmas[k])
         level = Level(1 - sigma, sigma, 0.0)
@@ -69,7 +76,7 @@ def by_hand(bed, name: str, noise: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("name", CASES)
 def test_scheduler_equals_running_it_by_hand(name: str) -> None:
-    """Fails when x is not scaled by init_noise_sigma, or the output is given as epsilon to a flow scheduler."""
+    """Fails when x is not scaled by init_noise_sigma, or a flow scheduler is given epsilon."""
     bed, seeds = pair(2), [1, 2, 3]
     ours = sample(bed, [""] * 3, steps=STEPS, solver=Scheduler(scheduler(name)), seeds=seeds)
     theirs = by_hand(bed, name, bed.noise(seeds))
@@ -80,7 +87,7 @@ def test_scheduler_equals_running_it_by_hand(name: str) -> None:
 @pytest.mark.parametrize("name", CASES)
 @torch.no_grad()
 def test_history_survives_take_join_and_batches(name: str) -> None:
-    """Fails when take leaves model_outputs (DPM++), ets (PNDM), last_sample (UniPC) or sample (Heun) behind."""
+    """Fails when take leaves model_outputs, ets (PNDM), last_sample (UniPC) or sample (Heun) behind."""
     bed, solver = pair(2), Scheduler(scheduler(name))
     levels = check(solver.levels(STEPS))
     state = begin(Run(bed, levels, solver, ()), [""] * 3, [1, 2, 3])
@@ -89,20 +96,31 @@ def test_history_survives_take_join_and_batches(name: str) -> None:
         state = advance(state, level)
     moved, parts = state.take([2, 0, 0, 1]), join([state.take([0]), state.take([1, 2])])
     again = advance(state, levels[half])
-    assert torch.equal(again.x, advance(state, levels[half]).x), "a step must not change the state it came from"
+    assert torch.equal(again.x, advance(state, levels[half]).x), (
+        "a step must not change the state it came from"
+    )
     for level in levels[half:]:
         state, moved, parts = advance(state, level), advance(moved, level), advance(parts, level)
     assert torch.allclose(moved.x, state.x[[2, 0, 0, 1]], atol=1e-6)
     assert torch.allclose(parts.x, state.x, atol=1e-6)
-    assert torch.allclose(sample(bed, [""] * 3, steps=STEPS, solver=solver, seeds=[1, 2, 3], max_batch=2).state.x,
-                          state.x, atol=1e-6)
+    assert torch.allclose(
+        sample(bed, [""] * 3, steps=STEPS, solver=solver, seeds=[1, 2, 3], max_batch=2).state.x,
+        state.x,
+        atol=1e-6,
+    )
 
 
-@pytest.mark.parametrize(("kind", "options"), [
-    ("DDPMScheduler", {"clip_sample": False}), ("EulerAncestralDiscreteScheduler", {}), ("LCMScheduler", {}),
-    ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
-    ("FlowMatchEulerDiscreteScheduler", {"stochastic_sampling": True}),
-], ids=str)
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("DDPMScheduler", {"clip_sample": False}),
+        ("EulerAncestralDiscreteScheduler", {}),
+        ("LCMScheduler", {}),
+        ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
+        ("FlowMatchEulerDiscreteScheduler", {"stochastic_sampling": True}),
+    ],
+    ids=str,
+)
 def test_stochastic_schedulers_draw_for_each_sample(kind, options) -> None:
     """Fails when the global generator is used: sample 2 would depend on the batch and on the run."""
     solver = Scheduler(getattr(diffusers, kind)(**options))
@@ -118,7 +136,9 @@ def test_the_scheduler_given_is_not_changed_and_options_reach_it() -> None:
     before = given.timesteps.clone()
     sigmas = [1.0, 0.7, 0.2]
     end = sample(pair(2), [""], steps=3, solver=Scheduler(given, {"sigmas": sigmas}), seeds=[1]).state
-    assert [level.sigma for level in end.run.levels] == pytest.approx([3 * s / (1 + 2 * s) for s in sigmas] + [0.0])
+    assert [level.sigma for level in end.run.levels] == pytest.approx(
+        [3 * s / (1 + 2 * s) for s in sigmas] + [0.0]
+    )
     assert torch.equal(given.timesteps, before)
 
 

@@ -12,12 +12,14 @@ from promptloop.controls.record import Record
 from promptloop.denoisers.exact import Gaussian
 from promptloop.sample import Transition, rescore, sample, trajectory
 from promptloop.schedules import flow, vp
-from promptloop.solvers import DDIM, CPS, DanceSDE, FlowSDE
+from promptloop.solvers import CPS, DDIM, DanceSDE, FlowSDE
 
 PROMPTS, SEEDS = ["up", "down", "up", ""], [5, 6, 7, 8]
 
 
-@pytest.mark.parametrize("std", [torch.tensor(0.3), torch.tensor([0.2, 1.5])[:, None, None]], ids=["one", "each"])
+@pytest.mark.parametrize(
+    "std", [torch.tensor(0.3), torch.tensor([0.2, 1.5])[:, None, None]], ids=["one", "each"]
+)
 def test_log_prob_is_the_mean_of_normals(std) -> None:
     """Fails when dimensions are summed instead of averaged, or 0.5 log 2 pi is dropped."""
     mean, x = torch.randn(2, 3, 4), torch.randn(2, 3, 4)
@@ -36,7 +38,9 @@ def test_log_prob_is_float32_and_leaves_x_out_of_the_gradient() -> None:
     with pytest.raises(ValueError, match="std 0"):
         Transition(mean, torch.tensor(0.0), mean).log_prob(x)
     with pytest.raises(ValueError, match="std 0"):
-        Transition(torch.zeros(2, 1), torch.tensor([[0.0], [1.0]]), torch.zeros(2, 1)).log_prob(torch.zeros(2, 1))
+        Transition(torch.zeros(2, 1), torch.tensor([[0.0], [1.0]]), torch.zeros(2, 1)).log_prob(
+            torch.zeros(2, 1)
+        )
 
 
 @pytest.mark.parametrize("solver", STOCHASTIC, ids=repr)
@@ -48,8 +52,15 @@ def test_rescore_equals_what_was_recorded(grid: str, solver) -> None:
     """
     controls = [Scheduled({0: "up", 2: "far", 3: "down"}), CFG(2.5), Pick((1, 1, 0), after=(3,)), Record()]
     for max_batch in (None, 3):
-        end = sample(words(), ["up"] * 6, levels=GRIDS[grid], solver=solver, seeds=range(6), controls=controls,
-                     max_batch=max_batch).state
+        end = sample(
+            words(),
+            ["up"] * 6,
+            levels=GRIDS[grid],
+            solver=solver,
+            seeds=range(6),
+            controls=controls,
+            max_batch=max_batch,
+        ).state
         known = end.memory["path_log_prob"]
         scored = rescore(words(), end)
         assert scored.shape == known.shape and known.isfinite().sum() >= 4
@@ -92,16 +103,25 @@ def test_a_path_without_density_is_an_error() -> None:
         rescore(words(), sample(words(), PROMPTS, levels=vp(4), seeds=SEEDS).state)
 
 
-@pytest.mark.parametrize(("solver", "steps", "constant"), [
-    (FlowSDE(0.3), 10, 5.995), (FlowSDE(0.7), 10, 1.555), (FlowSDE(1.0), 10, 1.101),
-    (FlowSDE(math.sqrt(2)), 10, 0.975), (DanceSDE(0.3), 10, 9.75),
-    (FlowSDE(0.7), 400, 1.582), (FlowSDE(math.sqrt(2)), 400, 1.000), (DanceSDE(0.3), 400, 9.25),
-], ids=str)
+@pytest.mark.parametrize(
+    ("solver", "steps", "constant"),
+    [
+        (FlowSDE(0.3), 10, 5.995),
+        (FlowSDE(0.7), 10, 1.555),
+        (FlowSDE(1.0), 10, 1.101),
+        (FlowSDE(math.sqrt(2)), 10, 0.975),
+        (DanceSDE(0.3), 10, 9.75),
+        (FlowSDE(0.7), 400, 1.582),
+        (FlowSDE(math.sqrt(2)), 400, 1.000),
+        (DanceSDE(0.3), 400, 9.25),
+    ],
+    ids=str,
+)
 @torch.no_grad()
 def test_path_kl_of_a_shifted_gaussian_has_its_known_constant(solver, steps, constant) -> None:
     """Bed T: sum over steps of |mean_m - mean_0|^2 / (2 std^2) = constant m^2 / 2, the last step skipped.
 
-    Fails when the score term of the drift has the other sign, or std misses sqrt(-dt).
+    Fails when the score term beside v has the other sign, or std misses sqrt(-dt).
     """
     moved, still = Gaussian(1.0), Gaussian(0.0)
     kl = 0.0

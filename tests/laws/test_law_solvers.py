@@ -25,6 +25,7 @@ def grid(kind: str, steps: int) -> list[Level]:
 
 def exact_end(x: torch.Tensor, start: Level, end: Level) -> torch.Tensor:
     """The probability-flow ODE of a Gaussian bed: the standardised x never changes."""
+
     def scale(level: Level) -> float:
         return math.sqrt(level.alpha**2 * BED.std**2 + level.sigma**2)
 
@@ -32,10 +33,12 @@ def exact_end(x: torch.Tensor, start: Level, end: Level) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("kind", ["flow", "cosine", "karras"])
-@pytest.mark.parametrize(("solver", "order"), [(Euler(), 1), (DDIM(), 1), (Heun(), 2)], ids=["euler", "ddim", "heun"])
+@pytest.mark.parametrize(
+    ("solver", "order"), [(Euler(), 1), (DDIM(), 1), (Heun(), 2)], ids=["euler", "ddim", "heun"]
+)
 @torch.no_grad()
 def test_order_of_convergence(solver, order, kind) -> None:
-    """Regression of log error on log steps; fails when Heun keeps the first slope (order 1) or drops the 1/2."""
+    """Regression of log error on log steps; fails when Heun keeps the first slope (order 1)."""
     counts, errors = [16, 24, 36, 54], []
     for steps in counts:
         levels = grid(kind, steps)
@@ -46,7 +49,9 @@ def test_order_of_convergence(solver, order, kind) -> None:
     assert errors[-1] > 1e-6, "rounding, not the method, was measured"
 
 
-@pytest.mark.parametrize("levels", [vp(7), vp(7, curve="cosine"), flow(7), karras(7)], ids=["vp", "cos", "flow", "ve"])
+@pytest.mark.parametrize(
+    "levels", [vp(7), vp(7, curve="cosine"), flow(7), karras(7)], ids=["vp", "cos", "flow", "ve"]
+)
 def test_ddim_and_euler_are_one_method(levels) -> None:
     """The same Gaussian written twice; fails when either forgets one of the two coefficients."""
     for before, after in pairwise(levels):
@@ -56,13 +61,20 @@ def test_ddim_and_euler_are_one_method(levels) -> None:
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.4, 1.0])
-@pytest.mark.parametrize("options", [{"timestep_spacing": "leading", "steps_offset": 1, "set_alpha_to_one": False},
-                                     {"timestep_spacing": "trailing"}, {"rescale_betas_zero_snr": True,
-                                     "timestep_spacing": "trailing", "prediction_type": "v_prediction"}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"timestep_spacing": "leading", "steps_offset": 1, "set_alpha_to_one": False},
+        {"timestep_spacing": "trailing"},
+        {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing", "prediction_type": "v_prediction"},
+    ],
+    ids=str,
+)
 def test_ddim_equals_diffusers(eta, options) -> None:
     """Mean and std of every step; fails when std uses sigma instead of sigma', or misses eta."""
-    scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear",
-                              clip_sample=False, **options)
+    scheduler = DDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, **options
+    )
     levels = from_scheduler(scheduler, 10)
     scheduler.set_timesteps(10)
     for (before, after), t in zip(pairwise(levels), scheduler.timesteps, strict=True):
@@ -96,37 +108,44 @@ def test_flow_and_dance_sde_are_the_published_formulas() -> None:
         noise = (x - (1 - s) * clean) / s
         v, dt = noise - clean, after - s
         state = at(Level(1 - s, s, 0.0), x)
-        for solver, sd in [(FlowSDE(0.7), 0.7 * math.sqrt(s / (1 - (s if s < 1 else after)))), (DanceSDE(0.4), 0.4)]:
+        for solver, sd in [
+            (FlowSDE(0.7), 0.7 * math.sqrt(s / (1 - (s if s < 1 else after)))),
+            (DanceSDE(0.4), 0.4),
+        ]:
             mean = x * (1 + sd**2 / (2 * s) * dt) + v * (1 + sd**2 * (1 - s) / (2 * s)) * dt
             step = solver(lambda *_, clean=clean: clean, state, Level(1 - after, after, 0.0))
             assert torch.allclose(step.mean, mean, atol=1e-6)
             assert step.std.item() == pytest.approx(sd * math.sqrt(-dt), rel=1e-6)
 
 
-@pytest.mark.parametrize("levels", [flow(400), vp(400, curve="cosine")], ids=["flow", "cosine"])
+@pytest.mark.parametrize("levels", [flow(240), vp(240, curve="cosine")], ids=["flow", "cosine"])
 @pytest.mark.parametrize("solver", [FlowSDE(0.7), FlowSDE(1.2), DanceSDE(0.7), DDIM(1.0)], ids=repr)
 @torch.no_grad()
 def test_reverse_sdes_keep_the_marginals(solver, levels) -> None:
-    """Exact velocity of a mixture (mean 0.1, variance 2.413, 0.225 of the mass below -1.5), 40,000 chains.
+    """Exact velocity of a mixture (mean 0.1, variance 2.413, 0.225 of the mass below -1.5), 12,000 chains.
 
     Fails when the sign of the score term is flipped (variance 2.7) or when it is left out (variance below 2).
     """
-    bed = Iid(40000)
+    bed = Iid(12000)
     for state in trajectory(bed, [""], levels=levels, solver=solver, seeds=[1]):
         alpha, sigma = state.level.alpha, state.level.sigma
-        if state.step in (200, 320, 400):
+        if state.step in (120, 190, 240):
             assert state.x.mean().item() == pytest.approx(alpha * 0.1, abs=0.05)
-            assert state.x.var().item() == pytest.approx(alpha**2 * 2.413 + sigma**2, rel=0.04)
+            assert state.x.var().item() == pytest.approx(alpha**2 * 2.413 + sigma**2, rel=0.05)
     below = 0.3 * torch.distributions.Normal(-2, 0.5).cdf(torch.tensor(-1.5))
     below += 0.7 * torch.distributions.Normal(1, 0.8).cdf(torch.tensor(-1.5))
     assert (state.x < -1.5).float().mean().item() == pytest.approx(below.item(), abs=0.015)
 
 
-@pytest.mark.parametrize(("eta", "expected"), [(0.0, 1.0), (0.3, 0.70), (0.7, 0.14), (1.0, 0.02), (math.sqrt(2), 0.0)])
+@pytest.mark.parametrize(
+    ("eta", "expected"), [(0.0, 1.0), (0.3, 0.70), (0.7, 0.14), (1.0, 0.02), (math.sqrt(2), 0.0)]
+)
 @torch.no_grad()
 def test_flow_sde_forgets_its_start_as_published(eta, expected) -> None:
-    """Correlation of start and end on N(0, 1) data; eta = sqrt(2) is memoryless. Fails with sd = eta sqrt(s)."""
-    first, *_, last = trajectory(Gaussian(0.0, 1.0, 40000), [""], levels=flow(400), solver=FlowSDE(eta), seeds=[2])
+    """Correlation of start and end on N(0, 1) data; sqrt(2) is memoryless. Fails with sd = eta sqrt(s)."""
+    first, *_, last = trajectory(
+        Gaussian(0.0, 1.0, 20000), [""], levels=flow(400), solver=FlowSDE(eta), seeds=[2]
+    )
     correlation = torch.corrcoef(torch.cat([first.x, last.x]))[0, 1].item()
     assert correlation == pytest.approx(expected, abs=0.02)
 
@@ -145,16 +164,22 @@ def test_cps_preserves_the_coefficients(levels, eta) -> None:
         assert step.std.item() == pytest.approx(after.sigma * math.sin(eta * math.pi / 2), abs=1e-6)
         kept = after.sigma * math.cos(eta * math.pi / 2)
         assert kept**2 + step.std.item() ** 2 == pytest.approx(after.sigma**2, rel=1e-6)
-        assert torch.allclose(step.mean, after.alpha * clean + kept * noise, atol=2e-4 * max(1.0, after.sigma))
+        assert torch.allclose(
+            step.mean, after.alpha * clean + kept * noise, atol=2e-4 * max(1.0, after.sigma)
+        )
 
 
 @pytest.mark.parametrize("solver", SOLVERS, ids=repr)
-@pytest.mark.parametrize("name", [*GRIDS, "one step", "zero snr"])
+@pytest.mark.parametrize("name", [*GRIDS, "one step", "nearly noise", "zero snr"])
 @torch.no_grad()
 def test_every_solver_is_finite_from_pure_noise_to_the_end(name, solver) -> None:
-    """Fails when noise is computed from v / alpha, or at s = 1 Flow-SDE divides by 1 - s."""
-    levels = {**GRIDS, "one step": flow(1), "zero snr": [Level(0.0, 1.0, 999.0), Level(0.5, 0.5, 500.0),
-                                                         Level(1.0, 0.0, 0.0)]}[name]
+    """Fails when noise is computed from v / alpha, or Flow-SDE divides by 1 - s at s = 1 (or next to it)."""
+    levels = {
+        **GRIDS,
+        "one step": flow(1),
+        "nearly noise": [Level(1e-12, 1.0, 1000.0), *flow(4)[1:]],
+        "zero snr": [Level(0.0, 1.0, 999.0), Level(0.5, 0.5, 500.0), Level(1.0, 0.0, 0.0)],
+    }[name]
     for state in trajectory(pair(2), [""] * 3, levels=levels, solver=solver, seeds=[1, 2, 3]):
         assert state.x.isfinite().all()
         assert state.transition is None or state.transition.clean.isfinite().all()

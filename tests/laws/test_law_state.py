@@ -16,8 +16,10 @@ from promptloop.solvers import DDIM, FlowSDE
 PROMPTS, SEEDS = ["up", "down", "far"], [5, 6, 7]
 
 
-def middle(steps: int = 3, solver=None, controls=(CFG(2.0), Record())) -> State:
-    run = trajectory(words(), PROMPTS, levels=vp(6), solver=solver or DDIM(1.0), controls=controls, seeds=SEEDS)
+def middle(steps: int = 3) -> State:
+    """A guided, recorded run after some of its six steps."""
+    controls = [CFG(2.0), Record()]
+    run = trajectory(words(), PROMPTS, levels=vp(6), solver=DDIM(1.0), controls=controls, seeds=SEEDS)
     for _ in range(steps + 1):
         state = next(run)
     return state
@@ -30,7 +32,18 @@ def test_take_moves_every_field() -> None:
     state = middle().remember(mark=torch.arange(3), word=("a", "b", "c"))
     moved = state.take(order)
     assert {field.name for field in dataclasses.fields(State)} == {
-        "run", "step", "level", "x", "seeds", "queries", "prompts", "cond", "embedded", "transition", "memory"}
+        "run",
+        "step",
+        "level",
+        "x",
+        "seeds",
+        "queries",
+        "prompts",
+        "cond",
+        "embedded",
+        "transition",
+        "memory",
+    }
     assert moved.run is state.run and moved.step == state.step and moved.level == state.level
     assert torch.equal(moved.x, state.x[order]) and moved.seeds.tolist() == [7, 5]
     assert moved.queries == moved.prompts == moved.embedded == ("far", "up")
@@ -53,8 +66,14 @@ def test_take_accepts_masks_lists_and_tensors() -> None:
     state = middle()
     for index in ([0, 2], torch.tensor([0, 2]), torch.tensor([True, False, True]), [True, False, True]):
         assert torch.equal(state.take(index).x, state.x[[0, 2]])
-    for index, message in [([3], "outside"), ([-1], "outside"), ([], "at least one"), ([True], "mask"),
-                           ([[0]], "at least one"), ([0.5], "whole numbers")]:
+    for index, message in [
+        ([3], "outside"),
+        ([-1], "outside"),
+        ([], "at least one"),
+        ([True], "mask"),
+        ([[0]], "at least one"),
+        ([0.5], "whole numbers"),
+    ]:
         with pytest.raises(ValueError, match=message):
             state.take(index)
 
@@ -65,7 +84,9 @@ def test_taken_samples_go_on_as_if_nothing_happened_and_copies_part() -> None:
     state = middle()
     moved = state.take([2, 1, 1, 1])
     assert len(set(moved.seeds.tolist())) == 4
-    assert torch.equal(moved.seeds, state.take([2, 1, 1, 1]).seeds), "derived seeds are a function of the state"
+    assert torch.equal(moved.seeds, state.take([2, 1, 1, 1]).seeds), (
+        "derived seeds are a function of the state"
+    )
     again = moved.take([1, 2, 2, 1])
     assert len(set(again.seeds.tolist())) == 4, "copies of copies are new too"
     ahead, other = advance(state, vp(6)[4]), advance(moved, vp(6)[4])
@@ -115,7 +136,9 @@ def test_renoise_is_the_forward_process_and_value_sees_the_query() -> None:
     with pytest.raises(ValueError, match="not noisier"):
         renoise(noisier, levels[3])
     state = middle().say(["up", "up", "up"])
-    scored = value(state, lambda images, queries: images.mean((1, 2, 3)) + torch.tensor([len(q) for q in queries]))
+    scored = value(
+        state, lambda images, queries: images.mean((1, 2, 3)) + torch.tensor([len(q) for q in queries])
+    )
     seen = words().decode(state.transition.clean).mean((1, 2, 3))
     assert torch.allclose(scored - seen, torch.tensor([2.0, 4.0, 3.0]))
     with pytest.raises(ValueError, match="before the first step"):
@@ -135,10 +158,17 @@ def test_log_weights_add_up_and_move() -> None:
             def weighed(state, transition):
                 x, log_weight = draw(state, transition)
                 return x + 0.0, log_weight + state.seeds * (state.step + 1)
+
             return weighed
 
-    end = sample(words(), PROMPTS, levels=flow(3), solver=FlowSDE(), seeds=SEEDS,
-                 controls=[Weigh(), Pick((2, 2, 1), after=(3,))]).state
+    end = sample(
+        words(),
+        PROMPTS,
+        levels=flow(3),
+        solver=FlowSDE(),
+        seeds=SEEDS,
+        controls=[Weigh(), Pick((2, 2, 1), after=(3,))],
+    ).state
     assert end.memory["log_weight"].tolist() == [42.0, 42.0, 36.0]
 
 

@@ -3,6 +3,7 @@
 Data is a Gaussian or a mixture of isotropic Gaussians in d dimensions, latents are [B, d]. Everything holds
 at any level x = alpha clean + sigma noise. A reward knows log E[exp(strength r(X))] for Gaussian X
 (`log_tilt`), from which the tilted target's log Z and the optimal value log h_t follow in closed form.
+The beds live on the CPU.
 """
 
 from __future__ import annotations
