@@ -14,8 +14,12 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers.models.smolvlm import processing_smolvlm
+from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
 from promptloop.policies.processor import image_only
+
+processing_smolvlm.num2words = str  # a package its processor insists on, to name the frames of a video
 
 TEXT = [
     "You write prompts for an image generator. Reply with one short line: the prompt, or keep.",
@@ -100,7 +104,9 @@ def llava(folder: Path) -> Path:
     return _save(tf.LlavaForConditionalGeneration(config), processor, folder)
 
 
-def idefics3(folder: Path) -> Path:
+def _idefics(
+    folder: Path, config: type, network: type, images: tf.ImageProcessingMixin, family: type
+) -> Path:
     words = tokenizer("<image>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>")
     vision = {
         "hidden_size": 32,
@@ -110,20 +116,30 @@ def idefics3(folder: Path) -> Path:
         "image_size": 32,
         "patch_size": 8,
     }
-    config = tf.Idefics3Config(
+    settings = config(
         vision_config=vision,
         text_config=tf.LlamaConfig(vocab_size=len(words), pad_token_id=words.pad_token_id, **WIDTH),
         image_token_id=words.convert_tokens_to_ids("<image>"),
         scale_factor=2,
         pad_token_id=words.pad_token_id,
     )
-    images = Idefics3ImageProcessorPil(
-        size={"longest_edge": 32}, max_image_size={"longest_edge": 32}, do_image_splitting=False
+    processor = family(images, words, image_seq_len=4, chat_template=CHATML.replace("IMAGE", "<image>"))
+    return _save(network(settings), processor, folder)
+
+
+def idefics3(folder: Path) -> Path:
+    edge = {"longest_edge": 32}
+    images = Idefics3ImageProcessorPil(size=edge, max_image_size=edge, do_image_splitting=False)
+    return _idefics(
+        folder, tf.Idefics3Config, tf.Idefics3ForConditionalGeneration, images, tf.Idefics3Processor
     )
-    processor = tf.Idefics3Processor(
-        images, words, image_seq_len=4, chat_template=CHATML.replace("IMAGE", "<image>")
-    )
-    return _save(tf.Idefics3ForConditionalGeneration(config), processor, folder)
+
+
+def smolvlm(folder: Path) -> Path:
+    edge = {"longest_edge": 32}
+    images = SmolVLMImageProcessorPil(size=edge, max_image_size=edge, do_image_splitting=False)
+    family = image_only(tf.SmolVLMProcessor)
+    return _idefics(folder, tf.SmolVLMConfig, tf.SmolVLMForConditionalGeneration, images, family)
 
 
 def _qwen(folder: Path, config: type, network: type, family: type, vision: dict, **rope: bool) -> Path:
@@ -194,6 +210,7 @@ def qwen3_vl(folder: Path) -> Path:
 FAMILIES: dict[str, Callable[[Path], Path]] = {
     "llava": llava,
     "idefics3": idefics3,
+    "smolvlm": smolvlm,
     "qwen2_5_vl": qwen2_5_vl,
     "qwen3_vl": qwen3_vl,
 }

@@ -1,4 +1,4 @@
-"""A vision-language model as the policy, on four real families at tiny size, against transformers itself."""
+"""A vision-language model as the policy, on five real families at tiny size, against transformers itself."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

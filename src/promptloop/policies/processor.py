@@ -34,22 +34,25 @@ class _NoVideo(ProcessorMixin):  # type: ignore[misc]
 def image_only(family: type[ProcessorMixin]) -> type[ProcessorMixin]:
     """The family's processor class without its video part; saves and loads like the family's own.
 
-    `ProcessorMixin` reads the parts of a processor from the signature of `__init__`, so a signature without
-    `video_processor` is all it takes. The name is the family's, which `save_pretrained` writes down.
+    `ProcessorMixin` reads the parts and settings of a processor from the signature of `__init__`, so a
+    signature without `video_processor` is all it takes. The name is the family's: `save_pretrained` writes it
+    down. SmolVLM's own `apply_chat_template` would ask for the video processor too.
     """
+    known = inspect.signature(family.__init__)
 
-    def init(
-        self: Any,
-        image_processor: Any = None,
-        tokenizer: Any = None,
-        chat_template: Any = None,
-        **kwargs: Any,
-    ) -> None:
-        family.__init__(
-            self, image_processor, tokenizer, video_processor=None, chat_template=chat_template, **kwargs
-        )
+    def init(self: Any, *parts: Any, **settings: Any) -> None:
+        names = [name for name in known.parameters if name not in ("self", "video_processor")]
+        given = dict(zip(names, parts, strict=False)) | settings
+        family.__init__(self, **given, video_processor=None)
 
-    return type(family.__name__, (family, _NoVideo), {"__init__": init, "__module__": __name__})
+    parameters = [p for name, p in known.parameters.items() if name != "video_processor"]
+    init.__signature__ = known.replace(parameters=parameters)  # type: ignore[attr-defined]
+    body = {
+        "__init__": init,
+        "__module__": __name__,
+        "apply_chat_template": ProcessorMixin.apply_chat_template,
+    }
+    return type(family.__name__, (family, _NoVideo), body)
 
 
 def load_processor(path: str) -> Any:
