@@ -2,8 +2,8 @@
 
 Chat models that also take video (Qwen-VL, SmolVLM) have a video processor which transformers cannot build
 without torchvision, although a policy only shows them images. Without torchvision they are loaded here with
-everything but the video part; images go through transformers' PIL backend (within 0.015 of torchvision's
-pixels, so close the two sets of prompts, not bit-identical ones).
+everything but the video part. Images then go through transformers' PIL backend, whose pixels are within 0.015
+of torchvision's: a machine with torchvision and one without may draw different prompts from the same seed.
 """
 
 from __future__ import annotations
@@ -29,6 +29,12 @@ class _NoVideo(ProcessorMixin):  # type: ignore[misc]
         **_: Any,
     ) -> None:
         ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
+
+    @classmethod
+    def from_args_and_dict(cls, args: Any, processor_dict: dict[str, Any], **_: Any) -> Any:
+        """The parts and the settings saved beside them (ProcessorMixin's would not see our signature)."""
+        names = set(inspect.signature(cls.__init__).parameters) - set(cls.get_attributes())
+        return cls(*args, **{name: processor_dict[name] for name in names if name in processor_dict})
 
 
 def image_only(family: type[ProcessorMixin]) -> type[ProcessorMixin]:
