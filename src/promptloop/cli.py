@@ -38,9 +38,11 @@ Refinements = Annotated[
     int, typer.Option(metavar="N", help="How often the prompt is written, first step included.")
 ]
 Window = Annotated[
-    tuple[float, float],
+    tuple[float, float] | None,
     typer.Option(
-        metavar="START END", help="Refine inside this part of the trajectory (the first step always)."
+        metavar="START END",
+        help="Refine inside this part of the trajectory, and at the first step.  "
+        "[default: 0.05 0.55 for embedded backbones, else 0 1]",
     ),
 ]
 OpenLoop = Annotated[bool, typer.Option("--open-loop", help="Write all prompts beforehand, without looking.")]
@@ -63,7 +65,7 @@ def generate(
     backbone: Backbone = "mini-unet",
     policy: WritesPrompts = "mini-vlm",
     refinements: Refinements = 5,
-    window: Window = (0.0, 1.0),
+    window: Window = None,
     open_loop: OpenLoop = False,
     steps: Steps = 20,
     guidance: Guidance = 3.0,

@@ -1,5 +1,6 @@
 """The main job from end to end, on tiny random models of the real classes."""
 
+import inspect
 import json
 import re
 import sys
@@ -18,6 +19,7 @@ import promptloop
 from promptloop import cli
 from promptloop.policies.contract import Request
 from promptloop.policies.fixed import Fixed
+from promptloop.recipes.job import Job
 from promptloop.recipes.shot import digest
 
 QUICK: dict[str, Any] = {"steps": 4, "refinements": 3, "n": 2, "max_batch": 2}
@@ -210,6 +212,8 @@ def test_overwrite_replaces_an_earlier_run(backbone: str, tmp_path: Path) -> Non
     assert not (tmp_path / "01.png").exists() and (tmp_path / "00.png").exists()
 
 
-def test_unknown_setting() -> None:
-    with pytest.raises(ValueError, match="unknown setting 'step'"):
-        promptloop.generate("a star", step=3)
+def test_the_settings_of_the_function_are_those_of_the_job_and_the_command() -> None:
+    """Fails if a setting is added to the job but cannot be given."""
+    fields = set(Job.__dataclass_fields__) - {"queries"} | {"query", "out", "overwrite"}
+    for function, extra in ((promptloop.generate, {"progress"}), (cli.generate, set())):
+        assert set(inspect.signature(function).parameters) == fields | extra

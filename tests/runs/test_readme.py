@@ -1,4 +1,4 @@
-"""Every block of the README runs."""
+"""Every block of the README runs, and every Python block of docs/."""
 
 import re
 import shlex
@@ -15,6 +15,11 @@ ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
 SHELL = [block for language, block in BLOCKS if language == "sh"]
+DOCS = [
+    block
+    for file in sorted((ROOT / "docs").rglob("*.md"))
+    for block in re.findall(r"^```python\n(.*?)^```", file.read_text(), flags=re.MULTILINE | re.DOTALL)
+]
 PYTHON = [block for language, block in BLOCKS if language == "python"]
 
 
@@ -87,7 +92,7 @@ def test_shell_blocks(
 
 @needs_models
 @pytest.mark.slow
-@pytest.mark.parametrize("block", PYTHON, ids=["job", "loop"])
+@pytest.mark.parametrize("block", [*PYTHON, *DOCS])
 def test_python_blocks(block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}

@@ -18,7 +18,7 @@ from promptloop.policies.contract import Draft, Policy
 from promptloop.recipes import parts, trace
 from promptloop.recipes.film import Clock, Film, Stopwatch, TimedPolicy
 from promptloop.recipes.folder import check, save
-from promptloop.recipes.job import Job
+from promptloop.recipes.job import EMBEDDED_WINDOW, PAPER_WINDOW, Job
 from promptloop.recipes.parts import Part
 from promptloop.recipes.score import score, unscored
 from promptloop.recipes.shot import Frame, Note, Picture, Shot, pixels
@@ -54,23 +54,35 @@ def generate(
     *,
     backbone: str | Denoiser = "mini-unet",
     policy: str | Policy = "mini-vlm",
+    refinements: int = 5,
+    window: tuple[float, float] | None = None,
+    open_loop: bool = False,
+    steps: int = 20,
+    guidance: float = 3.0,
+    negative: str = "",
+    temperature: float = 1.0,
+    seed: int = 0,
+    n: int = 4,
+    compare: bool = False,
+    device: str = "auto",
+    dtype: str = "float32",
+    max_batch: int = 16,
     out: str | Path | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
-    **settings: Any,
 ) -> Generated:
     """`n` images of each query, with the prompt refined while they form.
 
-    `backbone` and `policy` are what `Job` says, or objects (whose trace cannot be replayed). `out` is a new
-    or empty folder to write to (`overwrite` to reuse one). `settings` are the other fields of `Job`:
-    refinements, window, open_loop, steps, guidance, negative, temperature, seed, n, compare, device, dtype,
-    max_batch. ValueError on bad values, before anything is loaded where possible.
+    `Job` says what the settings mean. `backbone` and `policy` may also be objects, whose trace cannot be
+    replayed. `window` None is the embedded world's for its backbones, else the whole trajectory. `out` is a
+    new or empty folder to write to (`overwrite` to reuse one). ValueError on bad values, before anything is
+    loaded where possible.
     """
     queries = (query,) if isinstance(query, str) else tuple(query)
-    unknown = sorted(set(settings) - set(Job.__dataclass_fields__))
-    if unknown:
-        raise ValueError(f"unknown setting {unknown[0]!r}; known: {', '.join(Job.__dataclass_fields__)}")
-    job = Job(queries, backbone=named(backbone), policy=named(policy), **settings)
+    if window is None:
+        window = EMBEDDED_WINDOW if backbone in parts.NAMES["backbone"] else PAPER_WINDOW
+    job = Job(queries, named(backbone), named(policy), refinements, window, open_loop, steps, guidance,
+              negative, temperature, seed, n, compare, device, dtype, max_batch)  # fmt: skip
     folder = None if out is None else check(Path(out), overwrite)
     watch, tell = Stopwatch(), progress or silent
     with watch("load"):

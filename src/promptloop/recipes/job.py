@@ -8,6 +8,8 @@ from typing import Any, final
 
 from promptloop.controls.prompt import even_steps
 
+PAPER_WINDOW = (0.0, 1.0)  # refinements over the whole trajectory
+EMBEDDED_WINDOW = (0.05, 0.55)  # where a change of prompt still matters in the embedded world (docs/world.md)
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -25,7 +27,7 @@ class Job:
     backbone: str = "mini-unet"
     policy: str = "mini-vlm"
     refinements: int = 5
-    window: tuple[float, float] = (0.0, 1.0)
+    window: tuple[float, float] = PAPER_WINDOW
     open_loop: bool = False
     steps: int = 20
     guidance: float = 3.0

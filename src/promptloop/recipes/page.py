@@ -12,7 +12,7 @@ from typing import Any
 
 from PIL import Image
 
-from promptloop.recipes.shot import Note, Picture, Pixels, Score, Shot
+from promptloop.recipes.shot import Note, Picture, Pixels, Score, Shot, mean_score
 
 PHASES = {
     "load": "loading",
@@ -59,7 +59,7 @@ def lead(shots: Sequence[Shot], trace: dict[str, Any]) -> str:
         text = (
             f"{count}; <b>{name_of(policy)}</b> wrote the prompt {many(job['refinements'], 'time')}, {seen}."
         )
-    refined, base = (mean([getattr(shot, side) for shot in shots]) for side in ("picture", "base"))
+    refined, base = (mean_score([getattr(shot, side) for shot in shots]) for side in ("picture", "base"))
     if refined:
         text += f" Oracle: soft <b>{refined[0]:.2f}</b>, strict <b>{refined[1]:.2f}</b>"
         text += f"; the query alone has {base[0]:.2f} and {base[1]:.2f}." if base else "."
@@ -72,16 +72,6 @@ def many(count: int, thing: str) -> str:
 
 def name_of(part: dict[str, Any]) -> str:
     return escape(str(part["name"]))
-
-
-def mean(pictures: Sequence[Picture | None]) -> tuple[float, float] | None:
-    """Mean soft and strict of what was scored."""
-    scores = [picture.score for picture in pictures if picture is not None and picture.score is not None]
-    if not scores:
-        return None
-    return sum(score.soft for score in scores) / len(scores), sum(score.strict for score in scores) / len(
-        scores
-    )
 
 
 # --- one sample

@@ -7,17 +7,7 @@ from collections.abc import Sequence
 from rich.table import Table
 
 from promptloop.recipes.generate import Generated
-from promptloop.recipes.shot import Picture, Shot
-
-
-def means(pictures: Sequence[Picture | None]) -> tuple[float, float] | None:
-    """Mean soft and strict over the scored ones; None where none is."""
-    scores = [picture.score for picture in pictures if picture is not None and picture.score is not None]
-    if not scores:
-        return None
-    return sum(score.soft for score in scores) / len(scores), sum(score.strict for score in scores) / len(
-        scores
-    )
+from promptloop.recipes.shot import Shot, mean_score
 
 
 def summary(made: Generated) -> str:
@@ -26,7 +16,7 @@ def summary(made: Generated) -> str:
     lines = [f"{images} images, {len(made.shots)} filmstrips, trace.html and trace.json in {made.out}"]
     refined, base = ([getattr(shot, side) for shot in made.shots] for side in ("picture", "base"))
     for name, row in (("refined" if made.trace["policy"] else "images", refined), ("query alone", base)):
-        if found := means(row):
+        if found := mean_score(row):
             lines.append(f"{name}: soft {found[0]:.2f}, strict {found[1]:.2f}")
     lines += [
         f"not scored: {why}"
@@ -59,5 +49,5 @@ def table(made: Generated) -> Table:
 
 
 def cells(shots: Sequence[Shot]) -> list[str]:
-    base, refined = means([shot.base for shot in shots]), means([shot.picture for shot in shots])
+    base, refined = mean_score([shot.base for shot in shots]), mean_score([shot.picture for shot in shots])
     return ["-" if row is None else f"{row[k]:.2f}" for k in (0, 1) for row in (base, refined)]

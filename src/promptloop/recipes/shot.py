@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, final
 
@@ -114,3 +115,12 @@ class Shot:
         if self.base is not None:
             images[f"{self.name}-base.png"] = self.base.image
         return images
+
+
+def mean_score(pictures: Sequence[Picture | None]) -> tuple[float, float] | None:
+    """Mean soft and strict over the pictures that were scored; None where none was."""
+    scores = [picture.score for picture in pictures if picture is not None and picture.score is not None]
+    if not scores:
+        return None
+    soft, strict = sum(score.soft for score in scores), sum(score.strict for score in scores)
+    return soft / len(scores), strict / len(scores)
