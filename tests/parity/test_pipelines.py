@@ -125,9 +125,18 @@ def test_wrapped_scheduler_equals_pipeline(
     assert_same(ours(denoiser, mode, solver), theirs(pipe, mode))
 
 
+def test_wrapped_scheduler_with_dynamic_shift(folders: Folders) -> None:
+    """The denoiser knows what its pipeline tells a scheduler. Fails if the options are not handed on."""
+    pipe, denoiser = reference(folders("sd3-dynamic-shift")), load(folders("sd3-dynamic-shift"))
+    pipe.scheduler = UniPCMultistepScheduler.from_config(pipe.scheduler.config, **FLOW)
+    options = denoiser.scheduler_options  # type: ignore[attr-defined]
+    solver = Scheduler(UniPCMultistepScheduler.from_config(denoiser.scheduler.config, **FLOW), options)
+    assert_same(ours(denoiser, "cfg", solver), theirs(pipe, "cfg"))
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_default_solver_is_the_pipelines(folders: Folders, name: str) -> None:
-    """Without a solver given. Fails if default_solver takes DDIM for a flow scheduler."""
+    """Without a solver given. Fails if default_solver takes DDIM(eta=1) for a DDIM scheduler."""
     assert_same(ours(load(folders(name)), "cfg"), theirs(reference(folders(name)), "cfg"))
 
 

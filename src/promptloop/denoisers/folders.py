@@ -75,7 +75,8 @@ def _lora_file(path: str | Path) -> Path:
         if not HUB_ID.fullmatch(str(path)):
             raise ValueError(f"lora {path} does not exist; give a folder, a .safetensors file or a hub id")
         try:
-            local = Path(snapshot_download(str(path), allow_patterns=["*.safetensors", PEFT_CONFIG]))
+            wanted = ["*.safetensors", PEFT_CONFIG]
+            local = Path(snapshot_download(str(path), allow_patterns=wanted, ignore_patterns="*/*"))
         except (OSError, ValueError) as error:
             raise ValueError(f"lora {path} is neither here nor on the hub: {_sentence(error)}") from error
     files = [local] if local.is_file() else sorted(local.glob("*.safetensors"))
