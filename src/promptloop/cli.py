@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -189,6 +190,7 @@ def quiet() -> None:
     import diffusers
     import transformers
 
+    warnings.filterwarnings("ignore", module="huggingface_hub|diffusers|transformers")
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
 
@@ -207,6 +209,7 @@ def main() -> None:
     """Runs the command line; bad input is one sentence on the error stream and exit code 2."""
     arguments = sys.argv[1:]
     debug = "--debug" in arguments
+    sys.path.append(str(Path.cwd()))  # where the user's own "module:name" may lie
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:
         code = app(args=arguments, prog_name="promptloop", standalone_mode=False)

@@ -199,6 +199,30 @@ def test_bad_input_is_one_sentence(
     assert not (tmp_path / "out").exists() and (tmp_path / "full" / "mine.txt").exists()
 
 
+def test_a_policy_of_the_users_own(
+    backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Callable[..., Any]
+) -> None:
+    """`module:name` is found beside the user; a wrong one is a sentence."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    text = "from promptloop.policies import Template\nloud = lambda: Template('A {query}!')\nnumber = 3\n"
+    Path("own_prompts.py").write_text(text)
+    common = ["generate", "a star", "--backbone", backbone, "--steps", "2", "--refinements", "1", "-n", "1"]
+    code, _, err = command(*common, "--out", "out", "--policy", "own_prompts:loud")
+    assert code == 0, err
+    assert (
+        json.loads(Path("out/trace.json").read_text())["samples"][0]["image"]["drafts"][0]["prompt"]
+        == "A a star!"
+    )
+    for name, reason in {
+        "number": "is a int",
+        "missing": "cannot be imported",
+        "Template": "without arguments",
+    }.items():
+        code, _, err = command(*common, "--out", "out2", "--policy", f"own_prompts:{name}")
+        assert code == 2 and reason in err and err.count("\n") == 1
+
+
 def test_debug_shows_the_traceback(command: Callable[..., Any]) -> None:
     assert "Traceback" in command("replay", "nowhere", "--debug")[2]
 

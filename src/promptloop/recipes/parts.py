@@ -106,9 +106,11 @@ def made_by(name: str, kind: type, role: str) -> Any:
     module, _, attribute = name.partition(":")
     try:
         value = getattr(import_module(module), attribute)
+        value = value() if callable(value) and not isinstance(value, kind) else value
     except (ImportError, AttributeError) as error:
         raise ValueError(f"{role} {name!r} cannot be imported: {error}") from error
-    value = value if isinstance(value, kind) else value() if callable(value) else value
+    except TypeError as error:
+        raise ValueError(f"{role} {name!r} cannot be called without arguments: {error}") from error
     if not isinstance(value, kind):
         found = type(value).__name__
         raise ValueError(f"{role} {name!r} is a {found}; it must be a {kind.__name__} or return one")
