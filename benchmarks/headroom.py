@@ -51,6 +51,24 @@ def run(denoiser, policy, window, asked, seeds, steps, guidance, batch):
     return grade(result.images, [q.ask for q in asked])
 
 
+def summarise(row: dict) -> dict:
+    """Means, and a 95% bootstrap interval over queries (each query's seeds stay together)."""
+    soft, strict = torch.tensor(row["soft"]).mean(0), torch.tensor(row["strict"]).mean(0)
+    draws = torch.randint(len(soft), (4000, len(soft)), generator=torch.Generator().manual_seed(0))
+    means, strictly = soft[draws].mean(1), strict[draws].mean(1)
+
+    def interval(values: torch.Tensor) -> list[float]:
+        return [round(v, 4) for v in values.quantile(torch.tensor([0.025, 0.975])).tolist()]
+
+    return {
+        "soft": round(soft.mean().item(), 4),
+        "interval": interval(means),
+        "strict": round(strict.mean().item(), 4),
+        "strict_interval": interval(strictly),
+        "per_query_soft": [round(v, 3) for v in soft.tolist()],
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--backbone", default="mini-unet")
@@ -84,8 +102,9 @@ def main() -> None:
         tasks = {q.task for q in asked}
         print("    " + "  ".join(f"{k} {s[:, [q.task == k for q in asked]].mean():.2f}" for k in sorted(tasks)), flush=True)
     if args.out:
+        summary = {name: summarise(row) for name, row in rows.items()}
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps({"settings": {k: str(v) for k, v in vars(args).items()}, "rows": rows}))
+        args.out.write_text(json.dumps({"settings": {k: str(v) for k, v in vars(args).items()}, "summary": summary}, indent=1))
 
 
 if __name__ == "__main__":

@@ -62,4 +62,17 @@ def train(folder: Path, *, steps: int, seed: int, device: str = "cpu") -> None:
     with torch.no_grad():
         latents = network.encode(pixels([random_scene(rng) for _ in range(512)]).to(device)).latent_dist.mean
     network.register_to_config(scaling_factor=1.0 / latents.std().item(), shift_factor=latents.mean().item())
+    centre(network)
     network.save_pretrained(folder / "vae")
+
+
+@torch.no_grad()
+def centre(vae) -> None:
+    """Moves the latents' shift into the 1x1 convolutions beside them: the same images from latents of mean 0.
+
+    Stable Diffusion's pipeline knows a scaling factor only; SD3's adds ``shift_factor``, which becomes 0 here.
+    """
+    shift = torch.full((vae.config.latent_channels,), vae.config.shift_factor or 0.0, device=vae.post_quant_conv.weight.device)
+    vae.post_quant_conv.bias += vae.post_quant_conv.weight[:, :, 0, 0] @ shift.to(vae.post_quant_conv.weight.dtype)
+    vae.quant_conv.bias[: len(shift)] -= shift.to(vae.quant_conv.weight.dtype)
+    vae.register_to_config(shift_factor=0.0)

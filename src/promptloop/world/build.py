@@ -18,7 +18,7 @@ from promptloop.world import MODELS
 
 STAGES = ("autoencoder", "latents", *MODELS, "pack")
 SCENES = 40_000  # scenes whose latents the backbones are trained on
-STEPS = {"autoencoder": 1500, "mini-unet": 8500, "mini-flow": 8000, "mini-vlm": 3000}
+STEPS = {"autoencoder": 1500, "mini-unet": 8500, "mini-flow": 8000, "mini-vlm": 2200}
 RATES = {"mini-unet": 1.5e-3, "mini-flow": 2e-3}
 POOL = 12_000  # denoised estimates that mini-vlm is shown
 
@@ -34,7 +34,7 @@ def run_stage(stage: str, out: Path, *, seed: int, scale: float, device: str) ->
     from promptloop.world import autoencoder, backbones
 
     steps = {name: max(2, int(n * scale)) for name, n in STEPS.items()}
-    scenes = max(1024, int(SCENES * scale))
+    scenes = max(576, int(SCENES * scale))
     if stage == "autoencoder":
         autoencoder.train(out / "vae", steps=steps[stage], seed=seed, device=device)
     elif stage == "latents":
@@ -43,7 +43,7 @@ def run_stage(stage: str, out: Path, *, seed: int, scale: float, device: str) ->
         vae = load_vae(out, device)
         backbones.train(stage, vae, out / stage, steps=steps[stage], seed=seed, scenes=scenes, lr=RATES[stage], device=device)
     elif stage == "mini-vlm":
-        pool = estimate_pool(out, count=max(512, int(POOL * scale)), seed=seed, scenes=scenes)
+        pool = estimate_pool(out, count=max(288, int(POOL * scale)), seed=seed, scenes=scenes)
         train_speaker(out, pool, steps[stage], seed, device)
     elif stage == "pack":
         pack(out)
@@ -83,6 +83,8 @@ def pack(out: Path) -> None:
     from diffusers import DiffusionPipeline
     from transformers import AutoModelForImageTextToText
 
+    from promptloop.world import autoencoder
+
     target = out / "weights"
     for name in MODELS:
         folder = target / name
@@ -92,7 +94,9 @@ def pack(out: Path) -> None:
             network = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float16)
             network.save_pretrained(folder)
         else:
-            pipe = DiffusionPipeline.from_pretrained(out / name / "pipeline", torch_dtype=torch.float16)
+            pipe = DiffusionPipeline.from_pretrained(out / name / "pipeline")
+            autoencoder.centre(pipe.vae)  # no change where it was done after training
+            pipe.to(torch.float16)
             pipe.save_pretrained(folder)
         shutil.copy(out / name / "log.jsonl", folder / "training_log.jsonl")
     shutil.copy(out / "vae" / "log.jsonl", target / "autoencoder_log.jsonl")

@@ -182,40 +182,45 @@ def train(folder: Path, pool: tuple[Tensor, Tensor, list[Scene]], *, steps: int,
     images, when, scenes = pool
     held = len(scenes) - 256
 
-    def draw(rng: random.Random, *, held_out: bool = False) -> tuple[list[Lesson], Tensor]:
-        """Lessons and the images [M, 3, 64, 64] in [-1, 1] of those that see, in order."""
-        items, shown, sharp = [], [], []
-        for _ in range(BATCH):
+    def draw(step: int | str, *, held_out: bool = False) -> tuple[list[Lesson], Tensor]:
+        """Lessons and the images [M, 3, 64, 64] in [-1, 1] of those that see, in order.
+
+        Four batches are drawn together and parted by length, so that little is spent on padding.
+        """
+        rng = random.Random(f"{seed}/speaker/{step // 4 if isinstance(step, int) else step}")
+        drawn: list[tuple[Lesson, Scene | int | None]] = []
+        for _ in range(4 * BATCH):
             kind = rng.random()
             if kind < 0.2:
-                items.append(lesson(None, rng.random(), rng))
+                drawn.append((lesson(None, rng.random(), rng), None))
             elif kind < 0.5:
                 scene = random_scene(rng)
-                sharp.append((len(shown), scene))
-                shown.append(torch.zeros(3, SIDE, SIDE))
-                items.append(lesson(scene, 1.0 if rng.random() < 0.3 else rng.random(), rng))
+                drawn.append((lesson(scene, 1.0 if rng.random() < 0.3 else rng.random(), rng), scene))
             else:
                 i = rng.randrange(held, len(scenes)) if held_out else rng.randrange(held)
-                shown.append(images[i].float() / 127.5 - 1)
-                items.append(lesson(scenes[i], float(when[i]), rng))
-        if sharp:
-            for (place, _), image in zip(sharp, pixels([s for _, s in sharp]), strict=True):
-                shown[place] = image
-        return items, torch.stack(shown)
+                drawn.append((lesson(scenes[i], float(when[i]), rng), i))
+        drawn.sort(key=lambda row: sum(len(text) for turn in row[0].turns for text in turn))
+        order = rng.sample(range(4), 4)
+        part = order[step % 4 if isinstance(step, int) else 0] * BATCH
+        rows = drawn[part : part + BATCH]
+        sharp = iter(pixels([s for _, s in rows if isinstance(s, Scene)] or [random_scene(rng)]))
+        shown = [next(sharp) if isinstance(s, Scene) else images[s].float() / 127.5 - 1 for _, s in rows if s is not None]
+        return [item for item, _ in rows], torch.stack(shown or [torch.zeros(3, SIDE, SIDE)])
 
     def loss_of(items: list[Lesson], shown: Tensor) -> Tensor:
         ids, labels, mask = (t.to(device) for t in spelling.batch(items))
-        out = network(input_ids=ids, attention_mask=mask, pixel_values=shown.to(device), use_cache=False).logits
+        pictures = shown.to(device) if any(item.sees for item in items) else None
+        out = network(input_ids=ids, attention_mask=mask, pixel_values=pictures, use_cache=False).logits
         return F.cross_entropy(out[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
 
     def loss_at(step: int) -> Tensor:
-        return loss_of(*draw(random.Random(f"{seed}/speaker/{step}")))
+        return loss_of(*draw(step))
 
     def check(step: int) -> dict[str, float]:
         network.eval()
         network.save_pretrained(folder / "model")
         processor.save_pretrained(folder / "model")
-        losses = [loss_of(*draw(random.Random(f"{seed}/speaker/check/{i}"), held_out=True)).item() for i in range(6)]
+        losses = [loss_of(*draw(f"check/{i}", held_out=True)).item() for i in range(6)]
         network.train()
         return {"held_out_loss": round(sum(losses) / len(losses), 4)}
 
