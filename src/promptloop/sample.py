@@ -160,7 +160,7 @@ def default_solver(denoiser: Any) -> Solver:
         return DDIM()
     if name == "FlowMatchEulerDiscreteScheduler" and not scheduler.config.get("stochastic_sampling", False):
         return Euler()
-    return Scheduler(scheduler)
+    return Scheduler(scheduler, denoiser.scheduler_options)
 
 
 # --- scoring, and the pure functions for drivers above the loop

@@ -175,3 +175,4 @@ class With:
 
     def __init__(self, bed, scheduler) -> None:
         self.bed, self.scheduler = bed, scheduler
+        self.scheduler_options: dict = {}

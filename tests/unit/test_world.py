@@ -105,6 +105,14 @@ def test_relation_count_and_ground_have_clauses():
     assert [c.text for c in reasons if c.score < 0.5] == ["a green star: colour"]
 
 
+def test_a_thing_that_is_not_there_scores_zero():
+    """Breaks if a wanted thing is matched with an empty slot (its place is nan)."""
+    grades = grade(render([Scene((RED_CIRCLE,))]), ["a red circle left of a green triangle"])
+    assert grades.soft.isfinite().all() and grades.strict.item() == 0
+    empty = grade(np.full((1, 64, 64, 3), 200, np.uint8), ["a star above a circle"])
+    assert empty.soft.item() == 0
+
+
 def test_exact_counting_follows_geneval():
     """Breaks if the count clause asks for "at least"."""
     things = tuple(replace(RED_CIRCLE, x=x, y=y) for x, y in ((11, 11), (32, 11), (53, 53)))

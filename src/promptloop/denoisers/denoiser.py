@@ -57,6 +57,11 @@ class Denoiser(ABC):
         return None
 
     @property
+    def scheduler_options(self) -> dict[str, float]:
+        """What the scheduler's set_timesteps is given besides the number of steps."""
+        return {}
+
+    @property
     def device(self) -> torch.device:
         """Where the network lives."""
         return next(self.network.parameters()).device
@@ -65,7 +70,7 @@ class Denoiser(ABC):
         """The backbone's own noise levels, steps + 1 of them (override where there is no scheduler)."""
         if self.scheduler is None:
             raise ValueError(f"{type(self).__name__} has no scheduler; give levels=, e.g. vp({steps})")
-        levels = from_scheduler(self.scheduler, steps)
+        levels = from_scheduler(self.scheduler, steps, **self.scheduler_options)
         if type(self.scheduler).__name__ == "PNDMScheduler":  # it visits one level twice, for itself
             levels = [*dict.fromkeys(levels[:-1]), levels[-1]]
         return levels

@@ -33,11 +33,6 @@ class LatentDenoiser(Denoiser):
         """The pipeline's scheduler."""
         return self.pipe.scheduler
 
-    @property
-    def scheduler_options(self) -> dict[str, float]:
-        """What the pipeline gives its scheduler's set_timesteps besides the number of steps."""
-        return {}
-
     def decode(self, x: Tensor, size: int | None = None) -> Tensor:
         """Clean latents [B, C, h, w] to images [B, 3, H, W] in [0, 1], float32; differentiable.
 
@@ -52,8 +47,7 @@ class LatentDenoiser(Denoiser):
 
     def _unscaled(self, x: Tensor) -> Tensor:
         """From the network's latents to the autoencoder's."""
-        settings = self.pipe.vae.config
-        return x / settings.scaling_factor + (settings.get("shift_factor") or 0.0)
+        return x / self.pipe.vae.config.scaling_factor
 
 
 def text_room(tokenizer: Any, length: int) -> int:

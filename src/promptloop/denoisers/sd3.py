@@ -11,7 +11,7 @@ from torch import Tensor
 
 from promptloop.denoisers.cond import Cond
 from promptloop.denoisers.latent import LatentDenoiser, text_room, text_tokens
-from promptloop.schedules import Level, from_scheduler
+from promptloop.schedules import Level
 
 T5_LENGTH = 256  # tokens the pipeline reads (or fills with zeros where T5 is absent) unless told otherwise
 
@@ -49,10 +49,6 @@ class SD3(LatentDenoiser):
         velocity = self.network(fed.to(dtype), text, pooled, t, return_dict=False)[0]
         return fed - (level.sigma / scale) * velocity.float()
 
-    def levels(self, steps: int) -> list[Level]:
-        """The pipeline's own levels, steps + 1 of them, with dynamic shifting where the scheduler has it."""
-        return from_scheduler(self.scheduler, steps, **self.scheduler_options)
-
     @property
     def scheduler_options(self) -> dict[str, float]:
         """With dynamic shifting, `mu` for this number of image tokens (the pipeline's calculate_shift)."""
@@ -64,6 +60,9 @@ class SD3(LatentDenoiser):
         return {"mu": calculate_shift(
             tokens, settings.get("base_image_seq_len", 256), settings.get("max_image_seq_len", 4096),
             settings.get("base_shift", 0.5), settings.get("max_shift", 1.16))}
+
+    def _unscaled(self, x: Tensor) -> Tensor:
+        return super()._unscaled(x) + self.pipe.vae.config.shift_factor  # SD 1 and 2 have none
 
     @property
     def text_limit(self) -> int:

@@ -79,7 +79,9 @@ def attribute_scores(reading: Reading, image: int, group: Group) -> dict[str, np
         drawn = reading.outlined[image]
         scores["outlined"] = np.clip(0.5 + ((drawn if group.outlined else 1 - drawn) - 0.5) * 1.5, 0, 1)
     if group.place is not None:
-        column, row = group.place  # "at the top" leaves the column open, "at the left" the row; "centre" means both
+        column, row = (
+            group.place
+        )  # "at the top" leaves the column open, "at the left" the row; "centre" means both
         across = near(reading.x[image], column) if column != 1 or row == 1 else 1.0
         along = near(reading.y[image], row) if row != 1 or column == 1 else 1.0
         scores["place"] = across * along
@@ -98,9 +100,13 @@ def clauses(reading: Reading, image: int, ask: Ask) -> tuple[Clause, ...]:
     scores = [attribute_scores(reading, image, g) for g in ask.groups]
     wanted = [g for g, group in enumerate(ask.groups) for _ in range(group.count)]
     fit = np.array([np.mean(list(scores[g].values()), 0) for g in wanted])
-    padded = np.concatenate([fit, np.zeros((len(wanted), len(wanted)))], 1)  # a wanted thing may stay unmatched
+    padded = np.concatenate(
+        [fit, np.zeros((len(wanted), len(wanted)))], 1
+    )  # a wanted thing may stay unmatched
     rows, columns = linear_sum_assignment(-padded)
-    match = dict(zip(rows.tolist(), columns.tolist(), strict=True))
+    match = {
+        r: c if padded[r, c] > 0 else SLOTS for r, c in zip(rows.tolist(), columns.tolist(), strict=True)
+    }
     out = []
     for row, g in enumerate(wanted):
         slot = match[row] if match[row] < SLOTS else None
@@ -112,15 +118,25 @@ def clauses(reading: Reading, image: int, ask: Ask) -> tuple[Clause, ...]:
         if group.count > 1:
             found = int((np.min(list(scores[g].values()), 0) >= HOLDS).sum())
             off = abs(found - group.count)
-            out.append(Clause(f"exactly {phrase_group(group)} (found {found})", max(0.0, 1 - 0.6 * off) if off else 1.0))
+            out.append(
+                Clause(
+                    f"exactly {phrase_group(group)} (found {found})", max(0.0, 1 - 0.6 * off) if off else 1.0
+                )
+            )
     if ask.relation:
-        out.append(Clause(f"first is {ask.relation} second", relation_score(reading, image, ask, wanted, match, fit)))
+        out.append(
+            Clause(f"first is {ask.relation} second", relation_score(reading, image, ask, wanted, match, fit))
+        )
     if ask.ground:
-        out.append(Clause(f"{ask.ground} background", float(reading.ground[image, GROUNDS.index(ask.ground)])))
+        out.append(
+            Clause(f"{ask.ground} background", float(reading.ground[image, GROUNDS.index(ask.ground)]))
+        )
     return tuple(out)
 
 
-def relation_score(reading: Reading, image: int, ask: Ask, wanted: list[int], match: dict[int, int], fit: np.ndarray) -> float:
+def relation_score(
+    reading: Reading, image: int, ask: Ask, wanted: list[int], match: dict[int, int], fit: np.ndarray
+) -> float:
     """How far the first group's things lie on the asked side of the second's; 0 when either is missing."""
     slots = [[match[r] for r, g in enumerate(wanted) if g == side] for side in (0, 1)]
     if any(s >= SLOTS for side in slots for s in side):
@@ -130,5 +146,3 @@ def relation_score(reading: Reading, image: int, ask: Ask, wanted: list[int], ma
     gap = second.min() - first.max() if ask.relation in ("left of", "above") else first.min() - second.max()
     there = min(float(fit[r, match[r]]) for r, g in enumerate(wanted) if g < 2)
     return float(np.clip(gap / 10, 0, 1)) * there
-
-

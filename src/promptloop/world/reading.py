@@ -57,9 +57,15 @@ class Reading:
 
 def read(images: Tensor | np.ndarray) -> Reading:
     """Reads images [N, 3, 64, 64] in [0, 1], or uint8 [N, 64, 64, 3]."""
-    rgb = images.detach().float().cpu().permute(0, 2, 3, 1).numpy() if isinstance(images, Tensor) else images / np.float32(255)
+    rgb = (
+        images.detach().float().cpu().permute(0, 2, 3, 1).numpy()
+        if isinstance(images, Tensor)
+        else images / np.float32(255)
+    )
     if rgb.ndim != 4 or rgb.shape[1:] != (SIDE, SIDE, 3):
-        raise ValueError(f"the oracle reads {SIDE}x{SIDE} colour images, got {rgb.shape}: decode without resizing")
+        raise ValueError(
+            f"the oracle reads {SIDE}x{SIDE} colour images, got {rgb.shape}: decode without resizing"
+        )
     rgb = np.clip(np.nan_to_num(rgb), 0, 1)
     masks, light = colour_masks(rgb)
     labels, found = ndimage.label(masks.reshape(-1, SIDE, SIDE), structure=IN_PLANE)
@@ -116,7 +122,17 @@ def extents(labels: np.ndarray, found: int) -> np.ndarray:
     """Rows [L, 6] of (image, colour, first row, end row, first column, end column) of each label."""
     flat = labels.reshape(-1, SIDE, SIDE)
     boxes = ndimage.find_objects(flat, found)
-    rows = [(b[0].start // labels.shape[1], b[0].start % labels.shape[1], b[1].start, b[1].stop, b[2].start, b[2].stop) for b in boxes]
+    rows = [
+        (
+            b[0].start // labels.shape[1],
+            b[0].start % labels.shape[1],
+            b[1].start,
+            b[1].stop,
+            b[2].start,
+            b[2].stop,
+        )
+        for b in boxes
+    ]
     return np.array(rows, np.int64).reshape(-1, 6)
 
 
@@ -127,7 +143,11 @@ def normalised(labels: np.ndarray, box: np.ndarray) -> np.ndarray:
     columns = (box[:, 4:5] + steps * (box[:, 5:6] - box[:, 4:5])).astype(np.int64)
     image, colour = box[:, 0, None, None], box[:, 1, None, None]
     own = np.arange(1, len(box) + 1)[:, None, None]
-    return (labels[image, colour, rows[:, :, None], columns[:, None, :]] == own).reshape(len(box), -1).astype(np.float32)
+    return (
+        (labels[image, colour, rows[:, :, None], columns[:, None, :]] == own)
+        .reshape(len(box), GRID * GRID)
+        .astype(np.float32)
+    )
 
 
 def measure(labels: np.ndarray, found: int, light: np.ndarray) -> dict[str, np.ndarray]:
@@ -140,7 +160,9 @@ def measure(labels: np.ndarray, found: int, light: np.ndarray) -> dict[str, np.n
     box = extents(labels, len(keep))
     shapes, areas = templates()
     grids = normalised(labels, box)
-    likeness = np.stack([overlap(grids, t).max(1) for t in shapes], 1) if len(keep) else np.zeros((0, len(shapes)))
+    likeness = (
+        np.stack([overlap(grids, t).max(1) for t in shapes], 1) if len(keep) else np.zeros((0, len(shapes)))
+    )
     best = likeness.argmax(1)
     rivals = np.sort(likeness, 1)
     margin = likeness - np.where(likeness == rivals[:, -1:], rivals[:, -2:-1], rivals[:, -1:])
@@ -165,7 +187,9 @@ def measure(labels: np.ndarray, found: int, light: np.ndarray) -> dict[str, np.n
     }
 
 
-def read_pattern(labels: np.ndarray, light: np.ndarray, at: tuple, label: np.ndarray, found: int) -> np.ndarray:
+def read_pattern(
+    labels: np.ndarray, light: np.ndarray, at: tuple, label: np.ndarray, found: int
+) -> np.ndarray:
     """Scores [L, 3] of plain, striped, dotted: brightness of the four phases against each pattern's profile."""
     image, colour, row, column = at
     inside = np.ones(len(label), bool)
@@ -174,18 +198,26 @@ def read_pattern(labels: np.ndarray, light: np.ndarray, at: tuple, label: np.nda
         inside &= labels[image, colour, r, c] == label + 1
     nominal = np.array(list(COLOURS.values()), np.float32).max(1) / 255
     bright = light[image, row, column] / nominal[colour]
-    phase = label * 4 + 2 * STRIPES[row, column] + (DOTS[row, column] | (~STRIPES[row, column] & ((row // 2) % 2 == 1)))
-    weight = np.bincount(phase[inside], minlength=4 * found).reshape(-1, 4).astype(np.float32)
-    level = np.bincount(phase[inside], bright[inside], 4 * found).reshape(-1, 4) / np.maximum(weight, 1)
+    phase = (
+        label * 4
+        + 2 * STRIPES[row, column]
+        + (DOTS[row, column] | (~STRIPES[row, column] & ((row // 2) % 2 == 1)))
+    )
+    weight = np.bincount(phase[inside], minlength=4 * found).reshape(found, 4).astype(np.float32)
+    level = np.bincount(phase[inside], bright[inside], 4 * found).reshape(found, 4) / np.maximum(weight, 1)
     striped, dotted = DARK["striped"], DARK["dotted"]
     profiles = np.array([(1, 1, 1, 1), (1, 1, striped, striped), (1, 1, 1, dotted)], np.float32)
-    gap = np.sqrt((weight[:, None] * (level[:, None] - profiles) ** 2).sum(-1) / np.maximum(weight.sum(-1), 1)[:, None])
+    gap = np.sqrt(
+        (weight[:, None] * (level[:, None] - profiles) ** 2).sum(-1) / np.maximum(weight.sum(-1), 1)[:, None]
+    )
     rivals = np.sort(gap, 1)
     margin = np.where(gap == rivals[:, :1], rivals[:, 1:2], rivals[:, :1]) - gap
     return np.clip(0.5 + margin / 0.2, 0, 1)
 
 
-def read_outline(labels: np.ndarray, light: np.ndarray, at: tuple, label: np.ndarray, found: int) -> np.ndarray:
+def read_outline(
+    labels: np.ndarray, light: np.ndarray, at: tuple, label: np.ndarray, found: int
+) -> np.ndarray:
     """Score [L] of having an outline: how dark the ring of pixels just outside is."""
     image, _, row, column = at
     taken = (labels > 0).any(1)
@@ -208,7 +240,9 @@ def read_ground(masks: np.ndarray, light: np.ndarray) -> np.ndarray:
 
     def contrast(dark: np.ndarray) -> np.ndarray:
         off, on = free & ~dark, free & dark
-        step = (light * off).sum((1, 2)) / np.maximum(off.sum((1, 2)), 1) - (light * on).sum((1, 2)) / np.maximum(on.sum((1, 2)), 1)
+        step = (light * off).sum((1, 2)) / np.maximum(off.sum((1, 2)), 1) - (light * on).sum(
+            (1, 2)
+        ) / np.maximum(on.sum((1, 2)), 1)
         return np.clip(step / GROUND_STEP, 0, 1)
 
     checkered, lined = contrast(CHECKS), contrast(LINES)
