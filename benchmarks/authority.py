@@ -2,9 +2,9 @@
 
     python benchmarks/authority.py --backbone mini-unet --queries 70 --out docs/world/authority-mini-unet.json
 
-Readability at step k: the share of clauses on which the oracle's verdict on the estimate after k steps equals its
-verdict on the final image. Authority at step k: how far the final image follows a new prompt that comes into force
-at step k, between an image that never got it (0) and one that had it from the start (1).
+Readability at step k: the share of clauses on which the oracle's verdict on the estimate after k steps equals
+its verdict on the final image. Authority at step k: how far the final image follows a new prompt that comes
+into force at step k, between an image that never got it (0) and one that had it from the start (1).
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ def main() -> None:
     final = sample(denoiser, texts, controls=[CFG(args.guidance)], on_step=look, **common).images
     told = verdicts(final, asks)
     readable = {k: (verdicts(image, asks) == told).float().mean().item() for k, image in estimates.items()}
-    other = texts[len(texts) // 2 :] + texts[: len(texts) // 2]  # another query's words, in force from step k on
+    # another query's words, in force from step k on
+    other = texts[len(texts) // 2 :] + texts[: len(texts) // 2]
     wanted = asks[len(asks) // 2 :] + asks[: len(asks) // 2]
     never, always = grade(final, wanted).soft.mean().item(), 0.0
     authority = {}
@@ -61,10 +62,17 @@ def main() -> None:
         score = grade(images, wanted).soft.mean().item()
         always = score if k == 0 else always
         authority[k] = (score - never) / (always - never)
-        print(f"step {k:2d}: readable {readable.get(k, float('nan')):.3f}  authority {authority[k]:.3f}", flush=True)
+        print(
+            f"step {k:2d}: readable {readable.get(k, float('nan')):.3f}  authority {authority[k]:.3f}",
+            flush=True,
+        )
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps({"backbone": args.backbone, "steps": args.steps, "readable": readable, "authority": authority}))
+        args.out.write_text(
+            json.dumps(
+                {"backbone": args.backbone, "steps": args.steps, "readable": readable, "authority": authority}
+            )
+        )
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from promptloop.denoisers import load
 from promptloop.sample import sample
 from promptloop.world import weights
 from promptloop.world.captions import Ask, Group, describe, phrase
-from promptloop.world.oracle import grade
+from promptloop.world.oracle import Grades, grade
 from promptloop.world.queries import TASKS, queries
 from promptloop.world.scene import random_scene
 
@@ -34,6 +34,10 @@ def plain_pairs(count: int, seed: int) -> list[Ask]:
             groups = tuple(Group(g.shape, g.count, g.colour, g.size, place=g.place) for g in ask.groups)
             asks.append(Ask(groups, ask.relation))
     return asks
+
+
+def means(grades: Grades) -> str:
+    return f"soft {grades.soft.mean():.3f} strict {grades.strict.mean():.3f}"
 
 
 def main() -> None:
@@ -53,13 +57,15 @@ def main() -> None:
     for guidance in args.guidance:
         kwargs = {"steps": args.steps, "controls": [CFG(guidance)], "max_batch": 50}
         grades = grade(sample(denoiser, texts, seeds=range(len(texts)), **kwargs).images, asks)
-        print(f"CFG {guidance}: two plain objects, caption style: soft {grades.soft.mean():.3f} strict {grades.strict.mean():.3f}")
+        print(f"CFG {guidance}: two plain objects, caption style: {means(grades)}")
         images = sample(denoiser, [q.text for q in asked], seeds=range(len(asked)), **kwargs).images
         grades = grade(images, [q.ask for q in asked])
-        print(f"CFG {guidance}: held-out queries: soft {grades.soft.mean():.3f} strict {grades.strict.mean():.3f}")
+        print(f"CFG {guidance}: held-out queries: {means(grades)}")
         for task in TASKS:
             rows = [i for i, q in enumerate(asked) if q.task == task]
-            print(f"    {task:20s} soft {grades.soft[rows].mean():.3f} strict {grades.strict[rows].mean():.3f}")
+            print(
+                f"    {task:20s} soft {grades.soft[rows].mean():.3f} strict {grades.strict[rows].mean():.3f}"
+            )
     began = time.time()
     sample(denoiser, texts[:16], seeds=range(16), steps=20, controls=[CFG(3.0)])
     print(f"16 images, 20 steps, CFG, {args.threads} threads: {time.time() - began:.1f} s")

@@ -2,9 +2,9 @@
 
     python benchmarks/headroom.py --backbone mini-unet --queries 140 --seeds 3 --out docs/world
 
-Arms: (a) the query as it is, (b) rewriting ahead, (c) a timed schedule that never looks, (d) a policy that looks
-at the estimate, (e) the same shown another sample's estimate. Variants of (b), (c) and (d) are chosen on training
-queries (--choose) and reported on held-out ones.
+Arms: (a) the query as it is, (b) rewriting ahead, (c) a timed schedule that never looks, (d) a policy that
+looks at the estimate, (e) the same shown another sample's estimate. Variants of (b), (c) and (d) are chosen
+on training queries (--choose) and reported on held-out ones.
 """
 
 from __future__ import annotations
@@ -47,7 +47,9 @@ def run(denoiser, policy, window, asked, seeds, steps, guidance, batch):
     controls = [CFG(guidance)]
     if not isinstance(policy, Identity):
         controls.append(PromptLoop(policy, refinements=5, window=window))
-    result = sample(denoiser, [q.text for q in asked], steps=steps, controls=controls, seeds=seeds, max_batch=batch)
+    result = sample(
+        denoiser, [q.text for q in asked], steps=steps, controls=controls, seeds=seeds, max_batch=batch
+    )
     return grade(result.images, [q.ask for q in asked])
 
 
@@ -98,13 +100,22 @@ def main() -> None:
         rows[name] = {"soft": soft, "strict": strict, "seconds": time.time() - began}
         s, t = torch.tensor(soft), torch.tensor(strict)
         error = s.mean(0).std() / len(asked) ** 0.5
-        print(f"{name:24s} soft {s.mean():.3f} +- {error:.3f}  strict {t.mean():.3f}  {rows[name]['seconds']:.0f} s", flush=True)
+        print(
+            f"{name:24s} soft {s.mean():.3f} +- {error:.3f}  strict {t.mean():.3f}  "
+            f"{rows[name]['seconds']:.0f} s",
+            flush=True,
+        )
         tasks = {q.task for q in asked}
-        print("    " + "  ".join(f"{k} {s[:, [q.task == k for q in asked]].mean():.2f}" for k in sorted(tasks)), flush=True)
+        print(
+            "    " + "  ".join(f"{k} {s[:, [q.task == k for q in asked]].mean():.2f}" for k in sorted(tasks)),
+            flush=True,
+        )
     if args.out:
         summary = {name: summarise(row) for name, row in rows.items()}
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps({"settings": {k: str(v) for k, v in vars(args).items()}, "summary": summary}, indent=1))
+        args.out.write_text(
+            json.dumps({"settings": {k: str(v) for k, v in vars(args).items()}, "summary": summary}, indent=1)
+        )
 
 
 if __name__ == "__main__":

@@ -29,8 +29,10 @@ def full_asks(scenes, seed: int) -> list[Ask]:
 
 
 def corrupted(scene, ask: Ask, rng: random.Random):
-    """(attribute, the scene with that attribute of one thing changed) such that ``ask`` no longer holds; None if
-    no attribute that ``ask`` names can be changed so."""
+    """(attribute, the scene with that attribute of one thing changed) such that ``ask`` no longer holds.
+
+    None if no attribute that ``ask`` names can be changed so.
+    """
     group = ask.groups[0]
     named = [k for k in VALUES if getattr(group, k) is not None]
     if not named or group.count > 1:
@@ -55,8 +57,13 @@ def main() -> None:
     asks, images = full_asks(scenes, 0), render(scenes)
     began = time.time()
     grades = grade(images, asks)
-    print(f"clean: soft {grades.soft.mean():.4f} strict {grades.strict.mean():.4f}, {time.time() - began:.2f} s for {args.count}")
-    changed = [(i, c) for i, c in enumerate(corrupted(s, a, rng) for s, a in zip(scenes, asks, strict=True)) if c]
+    print(
+        f"clean: soft {grades.soft.mean():.4f} strict {grades.strict.mean():.4f}, "
+        f"{time.time() - began:.2f} s for {args.count}"
+    )
+    changed = [
+        (i, c) for i, c in enumerate(corrupted(s, a, rng) for s, a in zip(scenes, asks, strict=True)) if c
+    ]
     caught = 1 - grade(render([c[1] for _, c in changed]), [asks[i] for i, _ in changed]).strict.numpy()
     for attribute in VALUES:
         rows = [k for k, (_, c) in enumerate(changed) if c[0] == attribute]

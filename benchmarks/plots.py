@@ -1,6 +1,6 @@
 """The pictures of docs/world from the numbers beside them.
 
-    python benchmarks/plots.py
+python benchmarks/plots.py
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 import matplotlib
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
+import matplotlib.pyplot as plt
 
 FOLDER = Path(__file__).parents[1] / "docs" / "world"
 INK, FIRST, SECOND, GREY = "#222222", "#2a6f97", "#c8553d", "#8a8a8a"
@@ -30,8 +30,15 @@ def authority() -> None:
             steps, values = [int(k) for k in data[name]], list(data[name].values())
             axis.plot(steps, values, color=colour, lw=2, marker="o", ms=3.5)
             place = len(values) - 1 if name == "readable" else 0
-            axis.annotate(label, (steps[place], values[place]), color=colour, fontsize=9, ha="right" if place else "left",
-                          xytext=(0, -14 if place else 8), textcoords="offset points")  # fmt: skip
+            axis.annotate(
+                label,
+                (steps[place], values[place]),
+                xytext=(0, -14 if place else 8),
+                textcoords="offset points",
+                ha="right" if place else "left",
+                fontsize=9,
+                color=colour,
+            )
         axis.set_title(file.stem.removeprefix("authority-"), color=INK, fontsize=11, loc="left")
         axis.set_xlabel("denoising steps done", color=INK)
         axis.set_ylim(-0.08, 1.12)
@@ -53,7 +60,15 @@ def headroom() -> None:
             low, high = row["interval"]
             axis.plot([low, high], [place, place], color=colour, lw=2)
             axis.plot([row["soft"]], [place], "o", color=colour)
-            axis.annotate(f"{row['soft']:.3f}", (row["soft"], place), xytext=(0, 6), textcoords="offset points", ha="center", fontsize=8, color=colour)
+            axis.annotate(
+                f"{row['soft']:.3f}",
+                (row["soft"], place),
+                xytext=(0, 6),
+                textcoords="offset points",
+                ha="center",
+                fontsize=8,
+                color=colour,
+            )
         axis.set_yticks(range(len(rows)), list(reversed(rows)), fontsize=9)
         axis.set_ylim(-0.6, len(rows) - 0.3)
         axis.set_title(file.stem.removeprefix("headroom-"), color=INK, fontsize=11, loc="left")

@@ -1,4 +1,4 @@
-"""The build of the embedded models, whole, at a tiny scale: every stage runs, resumes, and packs loadable folders."""
+"""The build of the embedded models, whole, at a tiny scale: stages run, resume, and pack loadable folders."""
 
 from __future__ import annotations
 

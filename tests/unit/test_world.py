@@ -23,7 +23,7 @@ from promptloop.world.scene import Scene, Thing, random_scene
 from promptloop.world.words import SYNONYMS, TEST_ONLY
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
-from oracle import corrupted, full_asks  # noqa: E402
+from oracle import corrupted, full_asks
 
 RED_CIRCLE = Thing("circle", "red", "large", "plain", False, 11, 11)
 BLUE_STAR = Thing("star", "blue", "small", "dotted", True, 53, 32)
@@ -43,10 +43,40 @@ def test_every_text_is_read_back_as_it_was_meant():
         assert parse(text) == ask, text
 
 
-@pytest.mark.parametrize("text", ["a photo of a dog", "", "a checkered circle"])
+@pytest.mark.parametrize("text", ["a photo of two", "", "a checkered circle"])
 def test_texts_outside_the_grammar_are_refused(text):
     with pytest.raises(ValueError, match="named in|go with"):
         parse(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "unknown", "near"),
+    [
+        ("a cat and a star", "cat", ""),
+        ("a photo of a dog", "dog", ""),
+        ("a yelow star", "yelow", "yellow"),
+        ("five circles", "five", ""),
+        ("a star without a border", "without", ""),
+        ("a starry square", "starry", "star"),
+        ("a circle in the center", "center", "centre"),
+    ],
+)
+def test_an_unknown_word_is_refused_by_name(text, unknown, near):
+    """Breaks if `parse` passes over what it does not know: "a cat and a star" would be graded as a star."""
+    with pytest.raises(ValueError, match=f"unknown word '{unknown}' in .* nearest known word is '{near}"):
+        parse(text)
+
+
+def test_every_way_to_ask_is_read():
+    """Breaks if a filler of the query forms, a digit, a hyphen or a plural is missing in words.py."""
+    star = Ask((Group("star", 2, "red", place=(0, 0)),))
+    for text in (
+        "2 red stars, top-left",
+        "I want to see two crimson starbursts in the top left corner, please",
+    ):
+        assert parse(text) == star
+    for held_out in (False, True):
+        assert all(parse(q.text) == q.ask for q in queries(2000, 9, held_out=held_out))
 
 
 def test_the_command_line_example_is_read():
@@ -55,7 +85,7 @@ def test_the_command_line_example_is_read():
 
 
 def test_captions_are_partial_and_some_are_empty():
-    """Breaks if `describe` names every thing: the share of captions that name all of a two-thing scene is 0.45."""
+    """Breaks if `describe` names every thing: of captions of two-thing scenes, 0.45 name both."""
     rng = random.Random(1)
     two = [random_scene(rng, 2) for _ in range(2000)]
     texts = [caption(s, rng) for s in two]
@@ -65,7 +95,7 @@ def test_captions_are_partial_and_some_are_empty():
 
 
 def test_rendered_scenes_satisfy_their_captions():
-    """Breaks if the outline width in render.py is 0, or the stripes are shifted by two pixels in reading.py."""
+    """Breaks if the outline width in render.py is 0, or reading.py shifts the stripes by two pixels."""
     known = scenes(600)
     grades = grade(render(known), full_asks(known, 0))
     assert grades.soft.mean() >= 0.995

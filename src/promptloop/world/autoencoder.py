@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,7 @@ from promptloop.world.scene import Scene, random_scene
 BATCH = 24
 
 
-def blank():
+def blank() -> Any:
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(
@@ -46,16 +47,23 @@ def train(folder: Path, *, steps: int, seed: int, device: str = "cpu") -> None:
         images = pixels([random_scene(rng) for _ in range(BATCH)]).to(device)
         noise = torch.Generator().manual_seed(rng.getrandbits(60))
         posterior = network.encode(images).latent_dist
-        latents = posterior.mean + posterior.std * torch.randn(posterior.mean.shape, generator=noise).to(device)
+        latents = posterior.mean + posterior.std * torch.randn(posterior.mean.shape, generator=noise).to(
+            device
+        )
         decoded = network.decode(latents).sample
         # the small KL keeps latents bounded; much more of it would blur the fine attributes
-        return F.mse_loss(decoded, images) + 0.2 * F.l1_loss(decoded, images) + 1e-5 * posterior.kl().mean() / 64
+        return (
+            F.mse_loss(decoded, images) + 0.2 * F.l1_loss(decoded, images) + 1e-5 * posterior.kl().mean() / 64
+        )
 
     def check(step: int) -> dict[str, float]:
         rng = random.Random(f"{seed}/autoencoder/check")
         images = pixels([random_scene(rng) for _ in range(128)]).to(device)
         latents = network.encode(images).latent_dist.mean
-        return {"mse": round(F.mse_loss(network.decode(latents).sample, images).item(), 5), "latent_std": latents.std().item()}
+        return {
+            "mse": round(F.mse_loss(network.decode(latents).sample, images).item(), 5),
+            "latent_std": latents.std().item(),
+        }
 
     fit(network, loss_at, steps=steps, lr=3e-3, folder=folder, average=0.995, check=check, check_every=200)
     rng = random.Random(f"{seed}/autoencoder/scale")
@@ -67,12 +75,18 @@ def train(folder: Path, *, steps: int, seed: int, device: str = "cpu") -> None:
 
 
 @torch.no_grad()
-def centre(vae) -> None:
-    """Moves the latents' shift into the 1x1 convolutions beside them: the same images from latents of mean 0.
+def centre(vae: Any) -> None:
+    """Moves the latents' shift into the 1x1 convolutions beside them: the same images, latents of mean 0.
 
-    Stable Diffusion's pipeline knows a scaling factor only; SD3's adds ``shift_factor``, which becomes 0 here.
+    Stable Diffusion's pipeline knows a scaling factor only; SD3's adds ``shift_factor``, which is 0 then.
     """
-    shift = torch.full((vae.config.latent_channels,), vae.config.shift_factor or 0.0, device=vae.post_quant_conv.weight.device)
-    vae.post_quant_conv.bias += vae.post_quant_conv.weight[:, :, 0, 0] @ shift.to(vae.post_quant_conv.weight.dtype)
+    shift = torch.full(
+        (vae.config.latent_channels,),
+        vae.config.shift_factor or 0.0,
+        device=vae.post_quant_conv.weight.device,
+    )
+    vae.post_quant_conv.bias += vae.post_quant_conv.weight[:, :, 0, 0] @ shift.to(
+        vae.post_quant_conv.weight.dtype
+    )
     vae.quant_conv.bias[: len(shift)] -= shift.to(vae.quant_conv.weight.dtype)
     vae.register_to_config(shift_factor=0.0)

@@ -10,6 +10,7 @@ import json
 import random
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from promptloop.world.captions import caption
 from promptloop.world.fit import fit
-from promptloop.world.scene import random_scene
+from promptloop.world.scene import Scene, random_scene
 from promptloop.world.words import NUMBERS, PLACES, SYNONYMS, plural
 
 WINDOW = 20  # tokens the text encoders read, begin and end included
@@ -29,10 +30,12 @@ def vocabulary() -> list[str]:
     words = {w for meaning, others in SYNONYMS.items() for text in (meaning, *others) for w in text.split()}
     words |= {plural(w) for w in words}
     words |= {w for text in (*NUMBERS.values(), *PLACES.values()) for w in text.split()}
-    return sorted(words | set("a an and at the of on in to with picture photo background shape shapes ,".split()))
+    words |= {"a", "an", "and", "at", "the", "of", "on", "in", "to", "with"}
+    words |= {"picture", "photo", "background", "shape", "shapes", ","}
+    return sorted(words)
 
 
-def tokenizer():
+def tokenizer() -> Any:
     """A CLIP tokenizer whose byte-pair merges spell each word of ``vocabulary`` as one token."""
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
     from transformers import CLIPTokenizer
@@ -40,36 +43,50 @@ def tokenizer():
     bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     bpe.pre_tokenizer = pre_tokenizers.Whitespace()
     alphabet = list("abcdefghijklmnopqrstuvwxyz0123456789,.")
-    trainer = trainers.BpeTrainer(vocab_size=4000, end_of_word_suffix="</w>", initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=4000, end_of_word_suffix="</w>", initial_alphabet=alphabet, show_progress=False
+    )
     bpe.train_from_iterator(vocabulary() * 2, trainer)
-    merges = [tuple(m) for m in json.loads(bpe.to_str())["model"]["merges"]]
+    merges: Any = [tuple(m) for m in json.loads(bpe.to_str())["model"]["merges"]]
     tokens = alphabet + [c + "</w>" for c in alphabet] + ["".join(m) for m in merges]
     tokens = list(dict.fromkeys(tokens)) + ["<|startoftext|>", "<|endoftext|>"]
     return CLIPTokenizer(
-        vocab={t: i for i, t in enumerate(tokens)}, merges=merges, model_max_length=WINDOW, pad_token="<|endoftext|>"
+        vocab={t: i for i, t in enumerate(tokens)},
+        merges=merges,
+        model_max_length=WINDOW,
+        pad_token="<|endoftext|>",
     )
 
 
-def t5_tokenizer():
+def t5_tokenizer() -> Any:
     """A T5 (unigram) tokenizer over the same words."""
     from transformers import T5Tokenizer
 
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -100.0), ("\u2581", -8.0)]
-    pieces += [("\u2581" + word, -1.0) for word in vocabulary()] + [(c, -10.0) for c in "abcdefghijklmnopqrstuvwxyz0123456789,."]
+    pieces += [("\u2581" + word, -1.0) for word in vocabulary()] + [
+        (c, -10.0) for c in "abcdefghijklmnopqrstuvwxyz0123456789,."
+    ]
     return T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=WINDOW)
 
 
-def t5_encoder(words):
+def t5_encoder(words: Any) -> nn.Module:
     from transformers import T5Config, T5EncoderModel
 
     return T5EncoderModel(
         T5Config(
-            vocab_size=len(words), d_model=128, d_kv=32, d_ff=256, num_layers=1, num_heads=4, dropout_rate=0.0, feed_forward_proj="gated-gelu"
+            vocab_size=len(words),
+            d_model=128,
+            d_kv=32,
+            d_ff=256,
+            num_layers=1,
+            num_heads=4,
+            dropout_rate=0.0,
+            feed_forward_proj="gated-gelu",
         )
     )
 
 
-def text_encoder(kind: type, words, width: int, layers: int) -> nn.Module:
+def text_encoder(kind: type, words: Any, width: int, layers: int) -> nn.Module:
     from transformers import CLIPTextConfig
 
     return kind(
@@ -88,7 +105,7 @@ def text_encoder(kind: type, words, width: int, layers: int) -> nn.Module:
     )
 
 
-def blank_unet(vae):
+def blank_unet(vae: Any) -> Any:
     """An untrained mini-unet pipeline around ``vae``."""
     from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextModel
@@ -127,7 +144,7 @@ def blank_unet(vae):
     )
 
 
-def blank_flow(vae):
+def blank_flow(vae: Any) -> Any:
     """An untrained mini-flow pipeline around ``vae``."""
     from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
     from transformers import CLIPTextModelWithProjection
@@ -159,12 +176,14 @@ def blank_flow(vae):
     )
 
 
-def tokens(words, texts: list[str], device) -> Tensor:
-    ids = words(texts, padding="max_length", max_length=WINDOW, truncation=True, return_tensors="pt").input_ids
+def tokens(words: Any, texts: list[str], device: torch.device | str) -> Tensor:
+    ids = words(
+        texts, padding="max_length", max_length=WINDOW, truncation=True, return_tensors="pt"
+    ).input_ids
     return ids.to(device)
 
 
-def unet_loss(pipe, latents: Tensor, texts: list[str], noise: Tensor, uniform: Tensor) -> Tensor:
+def unet_loss(pipe: Any, latents: Tensor, texts: list[str], noise: Tensor, uniform: Tensor) -> Tensor:
     """Epsilon matching with min-SNR-5 weights (arXiv 2303.09556), by importance of the drawn step."""
     t = (uniform * 1000).long().clamp(max=999)
     abar = pipe.scheduler.alphas_cumprod.to(latents.device)[t].view(-1, 1, 1, 1)
@@ -176,7 +195,7 @@ def unet_loss(pipe, latents: Tensor, texts: list[str], noise: Tensor, uniform: T
     return (weight * error).mean()
 
 
-def flow_loss(pipe, latents: Tensor, texts: list[str], noise: Tensor, uniform: Tensor) -> Tensor:
+def flow_loss(pipe: Any, latents: Tensor, texts: list[str], noise: Tensor, uniform: Tensor) -> Tensor:
     """Flow matching, logit-normal times (arXiv 2403.03206)."""
     s = torch.sigmoid(torch.special.ndtri(uniform.clamp(1e-4, 1 - 1e-4)))
     x = torch.lerp(latents, noise, s.view(-1, 1, 1, 1))
@@ -187,15 +206,22 @@ def flow_loss(pipe, latents: Tensor, texts: list[str], noise: Tensor, uniform: T
     text = torch.cat([text, third], 1)
     pooled = torch.cat([first.text_embeds, second.text_embeds], -1)
     velocity = pipe.transformer(
-        hidden_states=x, encoder_hidden_states=text, pooled_projections=pooled, timestep=s * 1000, return_dict=False
+        hidden_states=x,
+        encoder_hidden_states=text,
+        pooled_projections=pooled,
+        timestep=s * 1000,
+        return_dict=False,
     )[0]
     return F.mse_loss(velocity, noise - latents)
 
 
-KINDS: dict[str, tuple[Callable, Callable]] = {"mini-unet": (blank_unet, unet_loss), "mini-flow": (blank_flow, flow_loss)}
+KINDS: dict[str, tuple[Callable, Callable]] = {
+    "mini-unet": (blank_unet, unet_loss),
+    "mini-flow": (blank_flow, flow_loss),
+}
 
 
-def encode_scenes(vae, folder: Path, *, count: int, seed: int, device: str) -> Tensor:
+def encode_scenes(vae: Any, folder: Path, *, count: int, seed: int, device: str) -> Tensor:
     """Latents fp16 [count, 4, 16, 16] of scene ``i`` made from ``(seed, i)``; cached in ``folder``."""
     from safetensors.torch import load_file, save_file
 
@@ -213,17 +239,27 @@ def encode_scenes(vae, folder: Path, *, count: int, seed: int, device: str) -> T
     return load_file(file)["latents"]
 
 
-def to_latents(vae, images: Tensor) -> Tensor:
+def to_latents(vae: Any, images: Tensor) -> Tensor:
     mean = vae.encode(images).latent_dist.mean
     return (mean - vae.config.shift_factor) * vae.config.scaling_factor
 
 
-def scene_at(seed: int, index: int):
+def scene_at(seed: int, index: int) -> Scene:
     return random_scene(random.Random(f"{seed}/scene/{index}"))
 
 
-def train(kind: str, vae, folder: Path, *, steps: int, seed: int, scenes: int, lr: float = 2e-3, device: str = "cpu") -> None:
-    """Trains ``kind`` ("mini-unet" or "mini-flow") on latents of ``vae`` and saves a pipeline folder in ``folder/pipeline``."""
+def train(
+    kind: str,
+    vae: Any,
+    folder: Path,
+    *,
+    steps: int,
+    seed: int,
+    scenes: int,
+    lr: float = 2e-3,
+    device: str = "cpu",
+) -> None:
+    """Trains ``kind`` ("mini-unet" or "mini-flow") on latents of ``vae`` and saves ``folder/pipeline``."""
     blank, loss = KINDS[kind]
     torch.manual_seed(seed)
     pipe = blank(vae)
@@ -239,7 +275,9 @@ def train(kind: str, vae, folder: Path, *, steps: int, seed: int, scenes: int, l
         x = latents[rows].float().to(device)
         texts = [caption(known[i], rng) for i in rows.tolist()]
         # stratified times: one per slice of the schedule, so that every batch sees every noise level
-        uniform = (torch.randperm(len(rows), generator=noise) + torch.rand(len(rows), generator=noise)) / len(rows)
+        uniform = (torch.randperm(len(rows), generator=noise) + torch.rand(len(rows), generator=noise)) / len(
+            rows
+        )
         return loss(pipe, x, texts, torch.randn(x.shape, generator=noise).to(device), uniform.to(device))
 
     def loss_at(step: int) -> Tensor:

@@ -1,10 +1,10 @@
-"""Rebuilds the embedded models: autoencoder, mini-unet, mini-flow, mini-vlm. One command, one seed, resumable.
+"""Rebuilds the embedded models (autoencoder, mini-unet, mini-flow, mini-vlm) from one seed, resumable.
 
     python -m promptloop.world.build --out build --seed 0
 
-Every stage keeps a checkpoint in its folder and is skipped when its result is there; a killed build goes on where
-it was. Stages run one after the other with all the threads given, or alone (``--stage``), so that mini-unet and
-mini-flow can be trained side by side with one thread each. A GPU is used where there is one.
+Every stage keeps a checkpoint in its folder and is skipped when its result is there; a killed build goes on
+where it was. Stages run one after the other with all the threads given, or alone (``--stage``), so that
+mini-unet and mini-flow can be trained side by side with one thread each. A GPU is used where there is one.
 """
 
 from __future__ import annotations
@@ -13,8 +13,14 @@ import argparse
 import shutil
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from promptloop.world import MODELS
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from promptloop.world.scene import Scene
 
 STAGES = ("autoencoder", "latents", *MODELS, "pack")
 SCENES = 40_000  # scenes whose latents the backbones are trained on
@@ -23,7 +29,7 @@ RATES = {"mini-unet": 1.5e-3, "mini-flow": 2e-3}
 POOL = 12_000  # denoised estimates that mini-vlm is shown
 
 
-def load_vae(out: Path, device: str):
+def load_vae(out: Path, device: str) -> Any:
     from diffusers import AutoencoderKL
 
     return AutoencoderKL.from_pretrained(out / "vae" / "vae").eval().requires_grad_(False).to(device)
@@ -41,7 +47,16 @@ def run_stage(stage: str, out: Path, *, seed: int, scale: float, device: str) ->
         backbones.encode_scenes(load_vae(out, device), out, count=scenes, seed=seed, device=device)
     elif stage in RATES:
         vae = load_vae(out, device)
-        backbones.train(stage, vae, out / stage, steps=steps[stage], seed=seed, scenes=scenes, lr=RATES[stage], device=device)
+        backbones.train(
+            stage,
+            vae,
+            out / stage,
+            steps=steps[stage],
+            seed=seed,
+            scenes=scenes,
+            lr=RATES[stage],
+            device=device,
+        )
     elif stage == "mini-vlm":
         pool = estimate_pool(out, count=max(288, int(POOL * scale)), seed=seed, scenes=scenes)
         train_speaker(out, pool, steps[stage], seed, device)
@@ -51,7 +66,7 @@ def run_stage(stage: str, out: Path, *, seed: int, scale: float, device: str) ->
         raise ValueError(f"unknown stage {stage!r}; stages: {', '.join(STAGES)}")
 
 
-def estimate_pool(out: Path, *, count: int, seed: int, scenes: int):
+def estimate_pool(out: Path, *, count: int, seed: int, scenes: int) -> tuple[Tensor, Tensor, list[Scene]]:
     """Estimates by mini-unet of the first ``count`` training scenes; cached in ``out``."""
     from diffusers import DiffusionPipeline
     from safetensors.torch import load_file, save_file
@@ -71,7 +86,9 @@ def estimate_pool(out: Path, *, count: int, seed: int, scenes: int):
     return made["images"], made["when"], known
 
 
-def train_speaker(out: Path, pool, steps: int, seed: int, device: str) -> None:
+def train_speaker(
+    out: Path, pool: tuple[Tensor, Tensor, list[Scene]], steps: int, seed: int, device: str
+) -> None:
     from promptloop.world import speaker
 
     speaker.train(out / "mini-vlm", pool, steps=steps, seed=seed, device=device)
@@ -110,7 +127,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--stage", choices=STAGES, help="one stage only; default: all of them")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--scale", type=float, default=1.0, help="fraction of all steps and scenes, for a trial")
+    parser.add_argument(
+        "--scale", type=float, default=1.0, help="fraction of all steps and scenes, for a trial"
+    )
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"

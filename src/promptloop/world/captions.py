@@ -10,16 +10,20 @@ import random
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 from promptloop.world.scene import GROUNDS, PATTERNS, SHAPES, SIZES, Scene, Thing
 from promptloop.world.words import (
     COUNTS,
+    KNOWN,
     MEANING,
+    NOUNS,
     NUMBERS,
     PLACES,
     RELATIONS,
     SYNONYMS,
     is_colour,
+    nearest,
     plural,
     singular,
 )
@@ -29,7 +33,7 @@ Say = Callable[[str], str]  # a meaning -> the word chosen for it
 
 @dataclass(frozen=True)
 class Group:
-    """Some things that are alike. ``None`` means: not asked for. ``place`` is (column, row) of the 3x3 layout."""
+    """Some things that are alike. ``None``: not asked for. ``place`` is (column, row) of the 3x3 layout."""
 
     shape: str | None
     count: int = 1
@@ -95,13 +99,24 @@ def phrases(text: str) -> list[str]:
 
 
 def parse(text: str) -> Ask:
-    """Reads a text of the world's grammar. Raises ``ValueError`` when no shape is named in it."""
+    """Reads a text of the world's grammar.
+
+    Raises ``ValueError`` when no shape is named in it, or a word of it is not of the world.
+    """
     groups: list[Group] = []
     pending: dict = {}
     relation = ground = None
-    for word in phrases(text):
+    spoken = phrases(text)
+    unknown = next((w for w in spoken if w not in KNOWN), None)
+    if unknown:
+        shapes = f"the shapes of the world are {', '.join(SHAPES)}"
+        near = nearest(unknown)
+        raise ValueError(
+            f"unknown word {unknown!r} in {text!r}: the nearest known word is {near!r}; {shapes}"
+        )
+    for word in spoken:
         meaning = MEANING.get(word) or MEANING.get(singular(word), word)
-        if meaning in SHAPES or word in ("shape", "shapes", "thing", "things", "object", "objects"):
+        if meaning in SHAPES or word in NOUNS:
             groups.append(Group(shape=meaning if meaning in SHAPES else None, **pending))
             pending = {}
         elif word == "background":
@@ -131,9 +146,9 @@ def parse(text: str) -> Ask:
 
 
 def group_of(things: list[Thing], keep: Callable[[float], bool]) -> Group:
-    """A group that names the attributes shared by ``things``, each only when ``keep(probability)`` says so."""
+    """A group naming the attributes that ``things`` share, each only when ``keep(probability)`` says so."""
 
-    def shared(name: str):
+    def shared(name: str) -> Any:
         values = {getattr(t, name) for t in things}
         return values.pop() if len(values) == 1 else None
 

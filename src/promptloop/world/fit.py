@@ -1,4 +1,4 @@
-"""The plain training loop under the embedded models: cosine schedule, averaged weights, exact resume, a JSONL log."""
+"""The training loop of the embedded models: cosine schedule, averaged weights, exact resume, a JSONL log."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -30,16 +31,13 @@ def fit(
 ) -> None:
     """Minimise ``loss_at(step)`` and leave the averaged weights in ``network``.
 
-    ``loss_at`` must depend on the step alone (it makes its own batch from a seed and the step), so a run that was
-    killed goes on from ``folder/state.pt`` exactly. ``check(step)`` is called with the averaged weights in place.
+    ``loss_at`` must depend on the step alone (it makes its own batch from a seed and the step), so a run
+    that was killed goes on from ``folder/state.pt`` exactly. ``check(step)`` is called with the averaged
+    weights in place.
     """
     folder.mkdir(parents=True, exist_ok=True)
     trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
-    decayed = [p for p in trained.values() if p.ndim > 1]
-    rest = [p for p in trained.values() if p.ndim <= 1]
-    optimizer = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}], lr=lr, betas=(0.9, 0.98)
-    )
+    optimizer = adam(trained, weight_decay, lr)
     averaged = {name: p.detach().clone() for name, p in trained.items()}
     first, spent = 0, 0.0
     state_file = folder / "state.pt"
@@ -50,9 +48,8 @@ def fit(
         averaged, first, spent = state["averaged"], state["step"], state["seconds"]
     began, recent = time.time() - spent, []
     for step in range(first, steps):
-        rate = lr * min((step + 1) / warmup, 1.0) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate_at(step, steps, lr, warmup)
         loss = loss_at(step)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -64,43 +61,65 @@ def fit(
         done = step + 1
         line: dict[str, float] = {}
         if done % log_every == 0 or done == steps:
-            line = {"step": done, "loss": round(sum(recent) / len(recent), 5), "seconds": round(time.time() - began, 1)}
+            mean, seconds = sum(recent) / len(recent), time.time() - began
+            line = {"step": done, "loss": round(mean, 5), "seconds": round(seconds, 1)}
             recent = []
         if check and (done % check_every == 0 or done == steps):
-            with averaged_weights(trained, averaged), torch.no_grad():
+            with in_place(trained, averaged), torch.no_grad():
                 line = {"step": done, **line, **check(done)}
         if line:
             with open(folder / "log.jsonl", "a") as log:
                 log.write(json.dumps(line) + "\n")
         if done % save_every == 0 or done == steps:
-            state = {
-                "network": network.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "averaged": averaged,
-                "step": done,
-                "seconds": time.time() - began,
-            }
-            torch.save(state, f"{state_file}.part")
-            os.replace(f"{state_file}.part", state_file)
+            save(state_file, network, optimizer, averaged, done, time.time() - began)
+    put(trained, averaged)
+
+
+def adam(trained: Mapping[str, Tensor], weight_decay: float, lr: float) -> torch.optim.AdamW:
+    """The optimiser: only matrices decay."""
+    decayed = [p for p in trained.values() if p.ndim > 1]
+    rest = [p for p in trained.values() if p.ndim <= 1]
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98))
+
+
+def rate_at(step: int, steps: int, lr: float, warmup: int) -> float:
+    """Linear warm-up, then a cosine down to 2% of ``lr``."""
+    return lr * min((step + 1) / warmup, 1.0) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))
+
+
+def save(
+    file: Path,
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    averaged: dict[str, Tensor],
+    step: int,
+    seconds: float,
+) -> None:
+    """Writes a checkpoint, whole or not at all."""
+    state = {
+        "network": network.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "averaged": averaged,
+        "step": step,
+        "seconds": seconds,
+    }
+    torch.save(state, f"{file}.part")
+    os.replace(f"{file}.part", file)
+
+
+@contextmanager
+def in_place(trained: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> Iterator[None]:
+    """Puts ``values`` into the trained parameters inside a ``with`` block."""
+    kept = {name: p.detach().clone() for name, p in trained.items()}
+    put(trained, values)
+    try:
+        yield
+    finally:
+        put(trained, kept)
+
+
+def put(trained: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
     with torch.no_grad():
         for name, p in trained.items():
-            p.copy_(averaged[name])
-
-
-class averaged_weights:
-    """Puts averaged weights in place inside a ``with`` block."""
-
-    def __init__(self, trained: dict[str, Tensor], averaged: dict[str, Tensor]):
-        self.trained, self.averaged = trained, averaged
-
-    def __enter__(self) -> None:
-        self.kept = {name: p.detach().clone() for name, p in self.trained.items()}
-        self._put(self.averaged)
-
-    def __exit__(self, *_: object) -> None:
-        self._put(self.kept)
-
-    def _put(self, values: dict[str, Tensor]) -> None:
-        with torch.no_grad():
-            for name, p in self.trained.items():
-                p.copy_(values[name])
+            p.copy_(values[name])

@@ -1,15 +1,17 @@
-"""What the embedded policy is taught before any reward: the world's language, to see, and to rewrite in many ways.
+"""What the embedded policy is taught before any reward: the world's language, seeing, many ways to rewrite.
 
-A lesson is a short chat about one image (or none): the first turns may be the policy's own message (message.py),
-answered with *some* rewrite, and questions about what is there, what is missing or wrong, where something is.
-Rewrites vary in what they keep (all, a part, one object, another order, a place added), so that samples contain
-the useful behaviours without preferring any.
+A lesson is a short chat about one image (or none): the first turns may be the policy's own message
+(message.py), answered with *some* rewrite, and questions about what is there, what is missing or wrong, where
+something is. Rewrites vary in what they keep (all, a part, one object, another order, a place added), so that
+samples contain the useful behaviours without preferring any.
 """
 
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 from promptloop.policies.contract import Request
 from promptloop.policies.message import KEEP, USER, percent
@@ -37,7 +39,15 @@ def full(scene: Scene) -> Ask:
     """Everything there is in ``scene``, thing by thing, left to right and top to bottom."""
     things = sorted(scene.things, key=lambda t: (t.row, t.column))
     groups = tuple(
-        Group(t.shape, 1, t.colour, t.size, t.pattern if t.pattern != "plain" else None, t.outlined or None, (t.column, t.row))
+        Group(
+            t.shape,
+            1,
+            t.colour,
+            t.size,
+            t.pattern if t.pattern != "plain" else None,
+            t.outlined or None,
+            (t.column, t.row),
+        )
         for t in things
     )
     return Ask(groups, None, scene.ground if scene.ground != "plain" else None)
@@ -46,7 +56,10 @@ def full(scene: Scene) -> Ask:
 def fits(thing: Thing, group: Group) -> bool:
     """Whether ``thing`` has every attribute that ``group`` asks for (its place aside)."""
     asked = {"shape": group.shape, "colour": group.colour, "size": group.size, "pattern": group.pattern}
-    return all(v is None or getattr(thing, k) == v for k, v in asked.items()) and group.outlined in (None, thing.outlined)
+    return all(v is None or getattr(thing, k) == v for k, v in asked.items()) and group.outlined in (
+        None,
+        thing.outlined,
+    )
 
 
 def missing(scene: Scene, ask: Ask) -> Ask | None:
@@ -59,7 +72,7 @@ def missing(scene: Scene, ask: Ask) -> Ask | None:
 
 
 def near_miss(scene: Scene, rng: random.Random) -> Ask:
-    """What a user might have wanted of ``scene``: parts of it, some of them changed, so that something may lack."""
+    """What a user might have wanted of ``scene``: parts of it, some changed, so that something may lack."""
     ask = describe(scene, rng, dense=0.6)
     groups = []
     for group in ask.groups[:3]:
@@ -71,14 +84,17 @@ def near_miss(scene: Scene, rng: random.Random) -> Ask:
                 group = replace(group, outlined=True)
             else:
                 values = {"shape": SHAPES, "colour": tuple(COLOURS), "pattern": PATTERNS[1:]}[changed]
-                group = replace(group, **{changed: rng.choice(values)})
+                change: dict[str, Any] = {changed: rng.choice(values)}
+                group = replace(group, **change)
         groups.append(replace(group, place=None))
     return Ask(tuple(groups), None, ask.ground)
 
 
-def words(rng: random.Random, often: float):
+def words(rng: random.Random, often: float) -> Callable[[str], str]:
     """A ``say`` that uses a synonym with probability ``often``."""
-    return lambda meaning: rng.choice(SYNONYMS[meaning]) if meaning in SYNONYMS and rng.random() < often else meaning
+    return lambda meaning: (
+        rng.choice(SYNONYMS[meaning]) if meaning in SYNONYMS and rng.random() < often else meaning
+    )
 
 
 def user_says(ask: Ask, rng: random.Random) -> str:
@@ -150,7 +166,9 @@ def seeing_turn(scene: Scene, rng: random.Random) -> tuple[str, str]:
         group = replace(group, colour=rng.choice(tuple(COLOURS)))
     found = [t for t in scene.things if fits(t, group)]
     name = phrase_group(group, words(rng, 0.2), terse=True)
-    return WHERE.format(thing=name), "nowhere" if not found else " and ".join(PLACES[(t.column, t.row)] for t in sorted(found, key=lambda t: (t.row, t.column)))
+    return WHERE.format(thing=name), "nowhere" if not found else " and ".join(
+        PLACES[(t.column, t.row)] for t in sorted(found, key=lambda t: (t.row, t.column))
+    )
 
 
 def lesson(scene: Scene | None, progress: float, rng: random.Random) -> Lesson:
@@ -163,5 +181,3 @@ def lesson(scene: Scene | None, progress: float, rng: random.Random) -> Lesson:
     turns = [seeing_turn(scene, rng) for _ in range(3)]
     turns.insert(0 if rng.random() < 0.7 else 1, writing_turn(scene, progress, rng))
     return Lesson(tuple(turns), sees=True)
-
-

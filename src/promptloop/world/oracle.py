@@ -1,8 +1,9 @@
-"""The oracle: does an image show what was asked? GenEval's rule (arXiv 2310.11513), extended to fine attributes.
+"""The oracle: does an image show what was asked? GenEval's rule (arXiv 2310.11513), with fine attributes.
 
-Each asked thing is matched with a thing found (the assignment that satisfies most), then every clause is scored:
-attributes, exact counts for "two" and more, the relation, the ground. ``soft`` is the mean of the clauses' scores,
-``strict`` is 1 only when every clause holds. Things that nobody asked for do not count against an image.
+Each asked thing is matched with a thing found (the assignment that satisfies most), then every clause is
+scored: attributes, exact counts for "two" and more, the relation, the ground. ``soft`` is the mean of the
+clauses' scores, ``strict`` is 1 only when every clause holds. Things that nobody asked for do not count
+against an image.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def grade(images: Tensor | np.ndarray, asks: Sequence[Ask | str]) -> Grades:
 
 
 class OracleReward:
-    """The oracle as a reward: ``reward(images, queries) -> soft [B]``, raw scale 0 to 1, not differentiable."""
+    """The oracle as a reward: ``reward(images, queries) -> soft [B]``, scale 0 to 1, not differentiable."""
 
     differentiable = False
 
@@ -79,12 +80,11 @@ def attribute_scores(reading: Reading, image: int, group: Group) -> dict[str, np
         drawn = reading.outlined[image]
         scores["outlined"] = np.clip(0.5 + ((drawn if group.outlined else 1 - drawn) - 0.5) * 1.5, 0, 1)
     if group.place is not None:
-        column, row = (
-            group.place
-        )  # "at the top" leaves the column open, "at the left" the row; "centre" means both
+        # "at the top" leaves the column open, "at the left" the row; "centre" means both
+        column, row = group.place
         across = near(reading.x[image], column) if column != 1 or row == 1 else 1.0
         along = near(reading.y[image], row) if row != 1 or column == 1 else 1.0
-        scores["place"] = across * along
+        scores["place"] = np.asarray(across * along)
     return {name: s * present for name, s in scores.items()} or {"shape": present.astype(np.float32)}
 
 

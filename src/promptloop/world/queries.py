@@ -1,7 +1,7 @@
 """User queries in natural language: GenEval's six tasks and fine details, with a held-out split.
 
-Held out means both: the composition (which shapes and colours meet, by a stable hash) and the phrasing (sentence
-forms and synonyms that training queries never use).
+Held out means both: the composition (which shapes and colours meet, by a stable hash) and the phrasing
+(sentence forms and synonyms that training queries never use).
 """
 
 from __future__ import annotations
@@ -14,7 +14,15 @@ from promptloop.world.captions import Ask, Group, phrase
 from promptloop.world.scene import COLOURS, GROUNDS, PATTERNS, SHAPES, SIZES
 from promptloop.world.words import RELATIONS, SYNONYMS
 
-TASKS = ("single object", "two objects", "counting", "colours", "position", "colour attribution", "fine details")
+TASKS = (
+    "single object",
+    "two objects",
+    "counting",
+    "colours",
+    "position",
+    "colour attribution",
+    "fine details",
+)
 TRAIN_FORMS = ("{}", "{}", "a photo of {}", "a picture of {}", "draw {}", "show me {}")
 TEST_FORMS = ("{}", "an image with {}", "please make {}", "i want to see {}", "{} please")
 SALT = 44  # chosen so that every task has compositions on both sides
@@ -44,7 +52,9 @@ def random_ask(task: str, rng: random.Random) -> Ask:
     if task == "two objects":
         return Ask(tuple(Group(s) for s in rng.sample(shapes, 2)))
     if task == "counting":
-        return Ask((Group(rng.choice(shapes), count=rng.choice((2, 3, 4)), colour=rng.choice((None, *colours))),))
+        return Ask(
+            (Group(rng.choice(shapes), count=rng.choice((2, 3, 4)), colour=rng.choice((None, *colours))),)
+        )
     if task == "colours":
         return Ask((Group(rng.choice(shapes), colour=rng.choice(colours)),))
     if task == "position":
@@ -79,7 +89,9 @@ def random_query(task: str, rng: random.Random, *, held_out: bool) -> Query:
     only = 2 if held_out else 1  # the last synonym of each meaning is for testing
 
     def say(meaning: str) -> str:
-        return rng.choice(SYNONYMS[meaning][:only]) if meaning in SYNONYMS and rng.random() < 0.45 else meaning
+        return (
+            rng.choice(SYNONYMS[meaning][:only]) if meaning in SYNONYMS and rng.random() < 0.45 else meaning
+        )
 
     form = rng.choice(TEST_FORMS if held_out else TRAIN_FORMS)
     return Query(form.format(phrase(ask, say)), task, ask)
@@ -89,7 +101,8 @@ def queries(count: int, seed: int, *, held_out: bool) -> list[Query]:
     """``count`` queries in turn over the tasks; query ``i`` depends on ``(seed, i)`` alone."""
     side = "test" if held_out else "train"
     return [
-        random_query(TASKS[i % len(TASKS)], random.Random(f"{seed}/{side}/{i}"), held_out=held_out) for i in range(count)
+        random_query(TASKS[i % len(TASKS)], random.Random(f"{seed}/{side}/{i}"), held_out=held_out)
+        for i in range(count)
     ]
 
 

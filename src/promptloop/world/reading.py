@@ -1,7 +1,7 @@
-"""What is in an image of the embedded world: its things and their attributes, by rule, vectorised over images.
+"""What is in an image of the embedded world: things and their attributes, by rule, vectorised over images.
 
-No learned part. Colour is read by hue, shape by overlap with rendered templates, size by area, patterns by the
-brightness of their phases, outlines by the darkness of the ring around a thing, the ground by its phases.
+No learned part. Colour is read by hue, shape by overlap with rendered templates, size by area, patterns by
+the brightness of their phases, outlines by the darkness of the ring around a thing, the ground by its phases.
 """
 
 from __future__ import annotations
@@ -190,7 +190,7 @@ def measure(labels: np.ndarray, found: int, light: np.ndarray) -> dict[str, np.n
 def read_pattern(
     labels: np.ndarray, light: np.ndarray, at: tuple, label: np.ndarray, found: int
 ) -> np.ndarray:
-    """Scores [L, 3] of plain, striped, dotted: brightness of the four phases against each pattern's profile."""
+    """Scores [L, 3] of plain, striped, dotted: brightness of the phases against each pattern's profile."""
     image, colour, row, column = at
     inside = np.ones(len(label), bool)
     for dy, dx in ((0, 1), (1, 0), (0, -1), (-1, 0)):
@@ -220,7 +220,7 @@ def read_outline(
 ) -> np.ndarray:
     """Score [L] of having an outline: how dark the ring of pixels just outside is."""
     image, _, row, column = at
-    taken = (labels > 0).any(1)
+    taken = np.asarray((labels > 0).any(1))
     dark, seen = np.zeros(found), np.zeros(found)
     for dy in (-1, 0, 1):
         for dx in (-1, 0, 1):

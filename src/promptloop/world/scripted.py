@@ -19,7 +19,11 @@ from promptloop.world.captions import Ask, Group, parse, phrase
 from promptloop.world.oracle import HOLDS, attribute_scores
 from promptloop.world.reading import SLOTS, Reading, read
 
-SIDES = {"left of": ((0, None), (2, None)), "right of": ((2, None), (0, None)), "above": ((None, 0), (None, 2))}
+SIDES = {
+    "left of": ((0, None), (2, None)),
+    "right of": ((2, None), (0, None)),
+    "above": ((None, 0), (None, 2)),
+}
 SIDES["below"] = (SIDES["above"][1], SIDES["above"][0])
 
 
@@ -30,7 +34,10 @@ class Scripted(Policy):
 
     def write(self, requests: Sequence[Request], seeds: Sequence[int]) -> list[Draft]:
         texts = [self.answer(r, random.Random(s)) for r, s in zip(requests, seeds, strict=True)]
-        return [Draft(r, t, answer=t, kept="same" if t == r.prompt else None) for r, t in zip(requests, texts, strict=True)]
+        return [
+            Draft(r, t, answer=t, kept="same" if t == r.prompt else None)
+            for r, t in zip(requests, texts, strict=True)
+        ]
 
     def log_prob(self, drafts: Sequence[Draft]) -> tuple[Tensor, Tensor]:
         raise ValueError("a scripted policy has no tokens, so no log-probabilities")
@@ -71,8 +78,11 @@ class Ahead(Scripted):
 @final
 @dataclass(frozen=True)
 class Timed(Scripted):
-    """Writes by the clock, never looks. ``order`` "turns": everything first, then one group at a time in turn;
-    "coarse": shapes and colours first, fine details from ``late`` on; "fine": as turns, with the ground last."""
+    """Writes by the clock, never looks.
+
+    ``order`` "turns": everything first, then one group at a time in turn; "coarse": shapes and colours first,
+    fine details from ``late`` on; "fine": as turns, with the ground last.
+    """
 
     order: str = "turns"
     late: float = 0.3
@@ -121,7 +131,9 @@ class Look(Scripted):
             return phrase(ask, terse=self.terse)
         reading = read(request.estimate[None])
         wrong = self.wrong(reading, ask)
-        ground = ask.ground if ask.ground and not reading.ground[0].argmax() == ("plain", "checkered", "lined").index(ask.ground) else None
+        ground = ask.ground
+        if ground and reading.ground[0].argmax() == ("plain", "checkered", "lined").index(ground):
+            ground = None  # it is there
         if not wrong:
             return phrase(Ask(ask.groups, ask.relation, ask.ground), terse=self.terse)
         groups = tuple(self.placed(g, i, reading, ask, rng) for i, g in wrong)
@@ -152,5 +164,3 @@ class Look(Scripted):
         if half and not ask.relation:  # mend what is half right where it stands
             return replace(group, place=(half[0].column, half[0].row))
         return replace(group, place=rng.choice(free))
-
-

@@ -1,4 +1,4 @@
-"""``mini-vlm``: a LLaVA (CLIP + Llama) chat model of a few million parameters that speaks the world's language.
+"""``mini-vlm``: a LLaVA (CLIP + Llama) chat model of some million parameters; it speaks the world's language.
 
 It is pretrained on lessons (lessons.py) about sharp images and about denoised estimates at every noise level.
 It has not seen a reward.
@@ -21,6 +21,7 @@ from promptloop.world.fit import fit
 from promptloop.world.lessons import Lesson, lesson
 from promptloop.world.scene import SIDE, Scene, random_scene
 
+Pool = tuple[Tensor, Tensor, list[Scene]]  # estimates uint8 [N, 3, 64, 64], their progress [N], their scenes
 BATCH = 24
 PATCH = 16
 IMAGE = "<image>" * ((SIDE // PATCH) ** 2)
@@ -36,7 +37,7 @@ def sample_lessons(count: int, seed: int) -> list[Lesson]:
     return [lesson(random_scene(rng) if i % 3 else None, rng.random(), rng) for i in range(count)]
 
 
-def tokenizer(seed: int):
+def tokenizer(seed: int) -> Any:
     """A byte-level BPE in which the world's words are single tokens."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
@@ -47,7 +48,9 @@ def tokenizer(seed: int):
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>"]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     texts = [t for item in sample_lessons(4000, seed) for turn in item.turns for t in turn]
-    trainer = trainers.BpeTrainer(vocab_size=900, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=900, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
     bpe.train_from_iterator([SYSTEM] * 200 + ["system user assistant"] * 200 + texts, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=bpe,
@@ -86,7 +89,7 @@ def blank(seed: int) -> tuple[Any, Any]:
         eos_token_id=words.eos_token_id,
         pad_token_id=words.pad_token_id,
     )
-    config = tf.LlavaConfig(
+    config = tf.LlavaConfig(  # type: ignore[call-arg]  # image_token_id is image_token_index's other name
         vision_config=vision,
         text_config=text,
         image_token_id=words.convert_tokens_to_ids("<image>"),
@@ -95,9 +98,14 @@ def blank(seed: int) -> tuple[Any, Any]:
         tie_word_embeddings=True,
     )
     network = tf.LlavaForConditionalGeneration(config)
-    network.generation_config = tf.GenerationConfig(eos_token_id=words.eos_token_id, pad_token_id=words.pad_token_id)
+    network.generation_config = tf.GenerationConfig(
+        eos_token_id=words.eos_token_id, pad_token_id=words.pad_token_id
+    )
     images = LlavaImageProcessorPil(
-        size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE}, image_mean=[0.5] * 3, image_std=[0.5] * 3
+        size={"shortest_edge": SIDE},
+        crop_size={"height": SIDE, "width": SIDE},
+        image_mean=[0.5] * 3,
+        image_std=[0.5] * 3,
     )
     processor = tf.LlavaProcessor(
         images,
@@ -111,7 +119,9 @@ def blank(seed: int) -> tuple[Any, Any]:
 
 
 @torch.no_grad()
-def estimates(pipe, latents: Tensor, scenes: list[Scene], *, seed: int, steps: int = 20) -> tuple[Tensor, Tensor]:
+def estimates(
+    pipe: Any, latents: Tensor, scenes: list[Scene], *, seed: int, steps: int = 20
+) -> tuple[Tensor, Tensor]:
     """Denoised estimates uint8 [N, 3, 64, 64] of noised latents by ``mini-unet``, and their progress [N].
 
     The prompt is what a user or a policy may have said of the scene: the estimate mixes what the noise still
@@ -140,7 +150,7 @@ def estimates(pipe, latents: Tensor, scenes: list[Scene], *, seed: int, steps: i
 class Spelling:
     """Lessons to token ids and labels; the text is what the chat template makes of the same messages."""
 
-    def __init__(self, words) -> None:
+    def __init__(self, words: Any) -> None:
         self.words = words
         self.known: dict[str, list[int]] = {}
 
@@ -173,39 +183,52 @@ class Spelling:
         return ids, labels, (torch.arange(width) < lengths[:, None]).long()
 
 
-def train(folder: Path, pool: tuple[Tensor, Tensor, list[Scene]], *, steps: int, seed: int, lr: float = 1.5e-3, device: str = "cpu") -> None:
-    """Trains on lessons; ``pool`` = estimates uint8 [N, 3, 64, 64], their progress [N], their scenes."""
+def draw(pool: Pool, seed: int, step: int | str, *, held_out: bool = False) -> tuple[list[Lesson], Tensor]:
+    """Lessons and the images [M, 3, 64, 64] in [-1, 1] of those that see, in order.
+
+    Four batches are drawn together and parted by length, so that little is spent on padding.
+    """
+    images, when, scenes = pool
+    held = len(scenes) - 256  # the scenes of checks
+    rng = random.Random(f"{seed}/speaker/{step // 4 if isinstance(step, int) else step}")
+    drawn: list[tuple[Lesson, Scene | int | None]] = []
+    for _ in range(4 * BATCH):
+        kind = rng.random()
+        if kind < 0.2:
+            drawn.append((lesson(None, rng.random(), rng), None))
+        elif kind < 0.5:
+            scene = random_scene(rng)
+            drawn.append((lesson(scene, 1.0 if rng.random() < 0.3 else rng.random(), rng), scene))
+        else:
+            i = rng.randrange(held, len(scenes)) if held_out else rng.randrange(held)
+            drawn.append((lesson(scenes[i], float(when[i]), rng), i))
+    drawn.sort(key=lambda row: sum(len(text) for turn in row[0].turns for text in turn))
+    order = rng.sample(range(4), 4)
+    part = order[step % 4 if isinstance(step, int) else 0] * BATCH
+    rows = drawn[part : part + BATCH]
+    sharp = iter(pixels([s for _, s in rows if isinstance(s, Scene)] or [random_scene(rng)]))
+    shown = [
+        next(sharp) if isinstance(s, Scene) else images[s].float() / 127.5 - 1
+        for _, s in rows
+        if s is not None
+    ]
+    return [item for item, _ in rows], torch.stack(shown or [torch.zeros(3, SIDE, SIDE)])
+
+
+def train(
+    folder: Path,
+    pool: Pool,
+    *,
+    steps: int,
+    seed: int,
+    lr: float = 1.5e-3,
+    device: str = "cpu",
+) -> None:
+    """Trains on lessons about ``pool`` and about sharp images; saves ``folder/model``."""
     torch.manual_seed(seed)
     network, processor = blank(seed)
     network.to(device).train()
     spelling = Spelling(processor.tokenizer)
-    images, when, scenes = pool
-    held = len(scenes) - 256
-
-    def draw(step: int | str, *, held_out: bool = False) -> tuple[list[Lesson], Tensor]:
-        """Lessons and the images [M, 3, 64, 64] in [-1, 1] of those that see, in order.
-
-        Four batches are drawn together and parted by length, so that little is spent on padding.
-        """
-        rng = random.Random(f"{seed}/speaker/{step // 4 if isinstance(step, int) else step}")
-        drawn: list[tuple[Lesson, Scene | int | None]] = []
-        for _ in range(4 * BATCH):
-            kind = rng.random()
-            if kind < 0.2:
-                drawn.append((lesson(None, rng.random(), rng), None))
-            elif kind < 0.5:
-                scene = random_scene(rng)
-                drawn.append((lesson(scene, 1.0 if rng.random() < 0.3 else rng.random(), rng), scene))
-            else:
-                i = rng.randrange(held, len(scenes)) if held_out else rng.randrange(held)
-                drawn.append((lesson(scenes[i], float(when[i]), rng), i))
-        drawn.sort(key=lambda row: sum(len(text) for turn in row[0].turns for text in turn))
-        order = rng.sample(range(4), 4)
-        part = order[step % 4 if isinstance(step, int) else 0] * BATCH
-        rows = drawn[part : part + BATCH]
-        sharp = iter(pixels([s for _, s in rows if isinstance(s, Scene)] or [random_scene(rng)]))
-        shown = [next(sharp) if isinstance(s, Scene) else images[s].float() / 127.5 - 1 for _, s in rows if s is not None]
-        return [item for item, _ in rows], torch.stack(shown or [torch.zeros(3, SIDE, SIDE)])
 
     def loss_of(items: list[Lesson], shown: Tensor) -> Tensor:
         ids, labels, mask = (t.to(device) for t in spelling.batch(items))
@@ -214,13 +237,13 @@ def train(folder: Path, pool: tuple[Tensor, Tensor, list[Scene]], *, steps: int,
         return F.cross_entropy(out[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
 
     def loss_at(step: int) -> Tensor:
-        return loss_of(*draw(step))
+        return loss_of(*draw(pool, seed, step))
 
     def check(step: int) -> dict[str, float]:
         network.eval()
         network.save_pretrained(folder / "model")
         processor.save_pretrained(folder / "model")
-        losses = [loss_of(*draw(f"check/{i}", held_out=True)).item() for i in range(6)]
+        losses = [loss_of(*draw(pool, seed, f"check/{i}", held_out=True)).item() for i in range(6)]
         network.train()
         return {"held_out_loss": round(sum(losses) / len(losses), 4)}
 
@@ -228,5 +251,3 @@ def train(folder: Path, pool: tuple[Tensor, Tensor, list[Scene]], *, steps: int,
     network.eval()
     network.save_pretrained(folder / "model")
     processor.save_pretrained(folder / "model")
-
-
