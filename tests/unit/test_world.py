@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import sys
 import time
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from promptloop.world.queries import TASKS, is_held_out, queries
 from promptloop.world.reading import read
 from promptloop.world.render import render
 from promptloop.world.scene import Scene, Thing, random_scene
+from promptloop.world.spelling import tokenizer, vocabulary
 from promptloop.world.words import SYNONYMS, TEST_ONLY
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
@@ -220,3 +222,11 @@ def test_rewrites_vary_in_what_they_keep():
         if len(wanted.groups) == 2 and not answer.endswith("background") and answer != "keep":
             kept.append(len(parse(answer).groups))
     assert 0.2 < np.mean(np.array(kept) == 1) < 0.6
+
+
+def test_the_backbones_tokenizer_is_the_same_in_every_process():
+    """Breaks if ties between pairs are not broken by the alphabet (resume would then permute the words)."""
+    words = tokenizer()
+    assert [w for w in vocabulary() if len(words(w).input_ids) != 3] == []
+    spelled = "|".join(f"{t}:{i}" for t, i in sorted(words.get_vocab().items()))
+    assert zlib.crc32(spelled.encode()) == 3405160357

@@ -6,7 +6,6 @@ web-like captions (captions.py), text encoder included, and saved as ordinary di
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -19,54 +18,9 @@ from torch import Tensor, nn
 from promptloop.world.captions import caption
 from promptloop.world.fit import fit
 from promptloop.world.scene import Scene, random_scene
-from promptloop.world.words import NUMBERS, PLACES, SYNONYMS, plural
+from promptloop.world.spelling import WINDOW, t5_tokenizer, tokenizer
 
-WINDOW = 20  # tokens the text encoders read, begin and end included
 BATCH = 32
-
-
-def vocabulary() -> list[str]:
-    """Every word the backbones' tokenizer knows as one token."""
-    words = {w for meaning, others in SYNONYMS.items() for text in (meaning, *others) for w in text.split()}
-    words |= {plural(w) for w in words}
-    words |= {w for text in (*NUMBERS.values(), *PLACES.values()) for w in text.split()}
-    words |= {"a", "an", "and", "at", "the", "of", "on", "in", "to", "with"}
-    words |= {"picture", "photo", "background", "shape", "shapes", ","}
-    return sorted(words)
-
-
-def tokenizer() -> Any:
-    """A CLIP tokenizer whose byte-pair merges spell each word of ``vocabulary`` as one token."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-    from transformers import CLIPTokenizer
-
-    bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    bpe.pre_tokenizer = pre_tokenizers.Whitespace()
-    alphabet = list("abcdefghijklmnopqrstuvwxyz0123456789,.")
-    trainer = trainers.BpeTrainer(
-        vocab_size=4000, end_of_word_suffix="</w>", initial_alphabet=alphabet, show_progress=False
-    )
-    bpe.train_from_iterator(vocabulary() * 2, trainer)
-    merges: Any = [tuple(m) for m in json.loads(bpe.to_str())["model"]["merges"]]
-    tokens = alphabet + [c + "</w>" for c in alphabet] + ["".join(m) for m in merges]
-    tokens = list(dict.fromkeys(tokens)) + ["<|startoftext|>", "<|endoftext|>"]
-    return CLIPTokenizer(
-        vocab={t: i for i, t in enumerate(tokens)},
-        merges=merges,
-        model_max_length=WINDOW,
-        pad_token="<|endoftext|>",
-    )
-
-
-def t5_tokenizer() -> Any:
-    """A T5 (unigram) tokenizer over the same words."""
-    from transformers import T5Tokenizer
-
-    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -100.0), ("\u2581", -8.0)]
-    pieces += [("\u2581" + word, -1.0) for word in vocabulary()] + [
-        (c, -10.0) for c in "abcdefghijklmnopqrstuvwxyz0123456789,."
-    ]
-    return T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=WINDOW)
 
 
 def t5_encoder(words: Any) -> nn.Module:

@@ -18,13 +18,11 @@ from typing import TYPE_CHECKING, Any
 from promptloop.world import MODELS
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from promptloop.world.scene import Scene
+    from promptloop.world.eyes import Pool
 
 STAGES = ("autoencoder", "latents", *MODELS, "pack")
 SCENES = 40_000  # scenes whose latents the backbones are trained on
-STEPS = {"autoencoder": 1500, "mini-unet": 8500, "mini-flow": 8000, "mini-vlm": 2200}
+STEPS = {"autoencoder": 1500, "mini-unet": 8500, "mini-flow": 8000, "eyes": 1500, "mini-vlm": 2200}
 RATES = {"mini-unet": 1.5e-3, "mini-flow": 2e-3}
 POOL = 12_000  # denoised estimates that mini-vlm is shown
 
@@ -37,7 +35,7 @@ def load_vae(out: Path, device: str) -> Any:
 
 def run_stage(stage: str, out: Path, *, seed: int, scale: float, device: str) -> None:
     """One stage. ``scale`` multiplies every number of steps and scenes (tests use a tiny one)."""
-    from promptloop.world import autoencoder, backbones
+    from promptloop.world import autoencoder, backbones, speaker
 
     steps = {name: max(2, int(n * scale)) for name, n in STEPS.items()}
     scenes = max(576, int(SCENES * scale))
@@ -59,14 +57,16 @@ def run_stage(stage: str, out: Path, *, seed: int, scale: float, device: str) ->
         )
     elif stage == "mini-vlm":
         pool = estimate_pool(out, count=max(288, int(POOL * scale)), seed=seed, scenes=scenes)
-        train_speaker(out, pool, steps[stage], seed, device)
+        speaker.train(
+            out / stage, pool, steps=steps[stage], eye_steps=steps["eyes"], seed=seed, device=device
+        )
     elif stage == "pack":
         pack(out)
     else:
         raise ValueError(f"unknown stage {stage!r}; stages: {', '.join(STAGES)}")
 
 
-def estimate_pool(out: Path, *, count: int, seed: int, scenes: int) -> tuple[Tensor, Tensor, list[Scene]]:
+def estimate_pool(out: Path, *, count: int, seed: int, scenes: int) -> Pool:
     """Estimates by mini-unet of the first ``count`` training scenes; cached in ``out``."""
     from diffusers import DiffusionPipeline
     from safetensors.torch import load_file, save_file
@@ -84,14 +84,6 @@ def estimate_pool(out: Path, *, count: int, seed: int, scenes: int) -> tuple[Ten
         Path(f"{file}.part").replace(file)
     made = load_file(file)
     return made["images"], made["when"], known
-
-
-def train_speaker(
-    out: Path, pool: tuple[Tensor, Tensor, list[Scene]], steps: int, seed: int, device: str
-) -> None:
-    from promptloop.world import speaker
-
-    speaker.train(out / "mini-vlm", pool, steps=steps, seed=seed, device=device)
 
 
 def pack(out: Path) -> None:

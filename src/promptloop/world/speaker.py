@@ -15,13 +15,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from promptloop.policies.message import SYSTEM
+from promptloop.world import eyes
 from promptloop.world.autoencoder import pixels
 from promptloop.world.captions import describe, phrase
+from promptloop.world.eyes import Pool
 from promptloop.world.fit import fit
 from promptloop.world.lessons import Lesson, lesson
 from promptloop.world.scene import SIDE, Scene, random_scene
+from promptloop.world.spelling import chat_tokenizer
 
-Pool = tuple[Tensor, Tensor, list[Scene]]  # estimates uint8 [N, 3, 64, 64], their progress [N], their scenes
 BATCH = 24
 PATCH = 16
 IMAGE = "<image>" * ((SIDE // PATCH) ** 2)
@@ -38,22 +40,13 @@ def sample_lessons(count: int, seed: int) -> list[Lesson]:
 
 
 def tokenizer(seed: int) -> Any:
-    """A byte-level BPE in which the world's words are single tokens."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    """The policy's tokenizer: the world's words are single tokens."""
     from transformers import PreTrainedTokenizerFast
 
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>"]
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
     texts = [t for item in sample_lessons(4000, seed) for turn in item.turns for t in turn]
-    trainer = trainers.BpeTrainer(
-        vocab_size=900, special_tokens=special, initial_alphabet=alphabet, show_progress=False
-    )
-    bpe.train_from_iterator([SYSTEM] * 200 + ["system user assistant"] * 200 + texts, trainer)
     return PreTrainedTokenizerFast(
-        tokenizer_object=bpe,
+        tokenizer_object=chat_tokenizer([SYSTEM] * 3 + ["system", "user", "assistant"] * 3 + texts, special),
         pad_token="<|endoftext|>",
         eos_token="<|im_end|>",
         additional_special_tokens=["<|im_start|>", "<image>"],
@@ -220,13 +213,15 @@ def train(
     pool: Pool,
     *,
     steps: int,
+    eye_steps: int,
     seed: int,
     lr: float = 1.5e-3,
     device: str = "cpu",
 ) -> None:
-    """Trains on lessons about ``pool`` and about sharp images; saves ``folder/model``."""
+    """Trains the eyes, then all of it on lessons about ``pool`` and sharp images; saves ``folder/model``."""
     torch.manual_seed(seed)
     network, processor = blank(seed)
+    eyes.train(network.model.vision_tower, folder / "eyes", pool, steps=eye_steps, seed=seed, device=device)
     network.to(device).train()
     spelling = Spelling(processor.tokenizer)
 
