@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--backbone", default="mini-unet")
     parser.add_argument("--queries", type=int, default=70)
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--guidance", type=float, default=3.0)
+    parser.add_argument("--guidance", type=float, default=5.0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()

@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--backbone", default="mini-unet")
     parser.add_argument("--count", type=int, default=200)
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--guidance", type=float, nargs="*", default=[3.0])
+    parser.add_argument("--guidance", type=float, nargs="*", default=[5.0])
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)

@@ -25,21 +25,18 @@ from promptloop.world.oracle import grade
 from promptloop.world.queries import queries
 from promptloop.world.scripted import Ahead, Look, Timed
 
-EARLY = (0.05, 0.55)
+OVERLAP = (0.2, 0.6)  # where the estimate is readable and the prompt still has authority (authority.py)
 ARMS = {
-    "a query": (Identity(), EARLY),
-    "b dense": (Ahead(), EARLY),
-    "b terse": (Ahead(terse=True), EARLY),
-    "b dense, places": (Ahead(places=True), EARLY),
-    "b terse, places": (Ahead(terse=True, places=True), EARLY),
-    "c turns": (Timed("turns"), EARLY),
-    "c coarse": (Timed("coarse", late=0.25), EARLY),
-    "c fine": (Timed("fine"), EARLY),
-    "d looks": (Look(), EARLY),
-    "d looks, no places": (Look(places=False), EARLY),
-    "d looks, 0-80%": (Look(), (0.1, 0.8)),
-    "d looks, 0-40%": (Look(), (0.05, 0.4)),
-    "e another's estimate": (Look(shuffled=True), EARLY),
+    "a query": (Identity(), OVERLAP),
+    "b dense": (Ahead(), OVERLAP),
+    "b terse": (Ahead(terse=True), OVERLAP),
+    "b dense, places": (Ahead(places=True), OVERLAP),
+    "c turns": (Timed("turns"), OVERLAP),
+    "c coarse": (Timed("coarse", late=0.25), OVERLAP),
+    "d looks, only what lacks": (Look("only"), OVERLAP),
+    "d looks, repeats what lacks": (Look(), OVERLAP),
+    "d looks, whole trajectory": (Look(), (0.0, 1.0)),
+    "e another's estimate": (Look(shuffled=True), OVERLAP),
 }
 
 
@@ -77,7 +74,7 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=140)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--guidance", type=float, default=3.0)
+    parser.add_argument("--guidance", type=float, default=5.0)
     parser.add_argument("--arms", nargs="*", help="substrings of arms; default all")
     parser.add_argument("--choose", action="store_true", help="on training queries, to choose variants")
     parser.add_argument("--threads", type=int, default=1)

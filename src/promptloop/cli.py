@@ -69,7 +69,7 @@ def generate(
     window: Window = None,
     open_loop: OpenLoop = False,
     steps: Steps = 20,
-    guidance: Guidance = 3.0,
+    guidance: Guidance = 5.0,
     negative: Negative = "",
     temperature: Temperature = 1.0,
     seed: Seed = 0,

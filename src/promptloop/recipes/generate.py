@@ -58,7 +58,7 @@ def generate(
     window: tuple[float, float] | None = None,
     open_loop: bool = False,
     steps: int = 20,
-    guidance: float = 3.0,
+    guidance: float = 5.0,
     negative: str = "",
     temperature: float = 1.0,
     seed: int = 0,

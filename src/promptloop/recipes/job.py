@@ -9,7 +9,7 @@ from typing import Any, final
 from promptloop.controls.prompt import even_steps
 
 PAPER_WINDOW = (0.0, 1.0)  # refinements over the whole trajectory
-EMBEDDED_WINDOW = (0.05, 0.55)  # where a change of prompt still matters in the embedded world (docs/world.md)
+EMBEDDED_WINDOW = (0.2, 0.6)  # where the estimate is readable and the prompt still matters (docs/world.md)
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -30,7 +30,7 @@ class Job:
     window: tuple[float, float] = PAPER_WINDOW
     open_loop: bool = False
     steps: int = 20
-    guidance: float = 3.0
+    guidance: float = 5.0
     negative: str = ""
     temperature: float = 1.0
     seed: int = 0

@@ -1,7 +1,8 @@
 """The policy's eyes: its vision tower, taught to name what stands in each cell before it learns to speak.
 
 A pretrained MLLM brings a pretrained vision tower. Without one, lessons alone (speaker.py) taught the
-language and almost no sight; some minutes of this supervision give it (docs/log.md). The heads are thrown away.
+language and almost no sight; some minutes of this supervision give it (docs/log.md). The heads are thrown
+away.
 """
 
 from __future__ import annotations

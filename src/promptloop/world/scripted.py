@@ -10,7 +10,7 @@ import random
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import final
+from typing import Literal, final
 
 from torch import Tensor
 
@@ -108,13 +108,15 @@ class Timed(Scripted):
 @final
 @dataclass(frozen=True)
 class Look(Scripted):
-    """Reads the estimate and names only what it sees missing or wrong; restates everything when nothing is.
+    """Reads the estimate and speaks of what it sees missing or wrong; restates everything when nothing is.
 
+    ``emphasis`` "only" names nothing else; "repeat" says it first, then the rest, then it once more.
     ``shuffled`` shows it another sample's estimate instead: the control that tells feedback from more words.
     """
 
+    emphasis: Literal["only", "repeat"] = "repeat"
     terse: bool = True
-    places: bool = True
+    places: bool = False
     shuffled: bool = False
 
     def write(self, requests: Sequence[Request], seeds: Sequence[int]) -> list[Draft]:
@@ -137,7 +139,10 @@ class Look(Scripted):
         if not wrong:
             return phrase(Ask(ask.groups, ask.relation, ask.ground), terse=self.terse)
         groups = tuple(self.placed(g, i, reading, ask, rng) for i, g in wrong)
-        return phrase(Ask(groups, None, ground), terse=self.terse)
+        if self.emphasis == "only":
+            return phrase(Ask(groups, None, ground), terse=self.terse)
+        there = tuple(g for i, g in enumerate(ask.groups) if i not in dict(wrong))
+        return phrase(Ask((*groups, *there, *groups), None, ask.ground), terse=self.terse)
 
     def wrong(self, reading: Reading, ask: Ask) -> list[tuple[int, Group]]:
         """The groups (index, group) that do not hold in the image, with the number of things that lack."""
