@@ -10,6 +10,7 @@ import tiny_vlm
 
 from promptloop import cli
 from promptloop.recipes import parts
+from promptloop.recipes.job import EMBEDDED_WINDOW
 from promptloop.world.queries import held_out
 
 
@@ -29,7 +30,7 @@ def test_demo_grades_six_held_out_queries(
     shown = capsys.readouterr().out
     assert end.value.code == 0, shown
     trace = json.loads((tmp_path / "demo" / "trace.json").read_text())
-    assert trace["job"]["queries"] == held_out(6, 0) and trace["job"]["window"] == [0.05, 0.55]
+    assert trace["job"]["queries"] == held_out(6, 0) and trace["job"]["window"] == list(EMBEDDED_WINDOW)
     assert trace["refinement_steps"] == [0, 1, 3, 6, 8]
     for sample in trace["samples"]:
         soft = [sample[side]["score"]["soft"] for side in ("base", "image")]
