@@ -156,7 +156,7 @@ def default_solver(denoiser: Any) -> Solver:
     if scheduler is None:
         return DDIM()
     changes_clean = scheduler.config.get("clip_sample", False) or scheduler.config.get("thresholding", False)
-    if name in ("DDIMScheduler", "PNDMScheduler") and not changes_clean:
+    if name == "DDIMScheduler" and not changes_clean:
         return DDIM()
     if name == "FlowMatchEulerDiscreteScheduler" and not scheduler.config.get("stochastic_sampling", False):
         return Euler()

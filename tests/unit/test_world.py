@@ -185,6 +185,36 @@ def test_the_oracle_is_a_reward():
     images = torch.from_numpy(render(scenes(3))).permute(0, 3, 1, 2) / 255
     reward = OracleReward()(images, ["a circle", "a star", "a red square"])
     assert reward.shape == (3,) and reward.isfinite().all() and not OracleReward.differentiable
+    shown = torch.from_numpy(render([Scene((RED_CIRCLE,))] * 2)).permute(0, 3, 1, 2) / 255
+    gold, wrong = OracleReward()(shown, ["a red circle", "a blue star"])
+    assert gold > 0.99 and wrong < 0.3
+
+
+def test_a_broken_image_is_named_not_scored():
+    """Breaks if nan is read as black."""
+    images = torch.rand(3, 3, 64, 64)
+    images[1, 0, 0, 0] = float("nan")
+    with pytest.raises(ValueError, match="image 1 of 3"):
+        OracleReward()(images, ["a star"] * 3)
+    with pytest.raises(ValueError, match="uint8"):
+        read(np.zeros((1, 64, 64, 3), np.float32))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a circle, red",
+        "a red and blue star",
+        "a top left red circle",
+        "a circle above",
+        "a circle left of a star above a square",
+        "a red circle on a red background",
+    ],
+)
+def test_known_words_in_a_wrong_place_are_refused(text):
+    """Breaks if `parse` drops a word it knows: it would grade another question."""
+    with pytest.raises(ValueError):
+        parse(text)
 
 
 def test_the_split_parts_compositions_and_phrasings():

@@ -15,6 +15,7 @@ from typing import Any
 from promptloop.world.scene import GROUNDS, PATTERNS, SHAPES, SIZES, Scene, Thing
 from promptloop.world.words import (
     COUNTS,
+    FILLERS,
     KNOWN,
     MEANING,
     NOUNS,
@@ -116,33 +117,47 @@ def parse(text: str) -> Ask:
         )
     for word in spoken:
         meaning = MEANING.get(word) or MEANING.get(singular(word), word)
+        attribute = attribute_of(meaning)
         if meaning in SHAPES or word in NOUNS:
             groups.append(Group(shape=meaning if meaning in SHAPES else None, **pending))
             pending = {}
-        elif word == "background":
+        elif word == "background" and ground is None and set(pending) <= {"pattern", "count"}:
             ground, pending = pending.get("pattern"), {}
-        elif meaning in RELATIONS and groups and relation is None:
+        elif meaning in RELATIONS and len(groups) == 1 and relation is None and set(pending) <= {"count"}:
             relation = meaning
-        elif word in PLACES.values() and groups and not pending:
+        elif word in PLACES.values() and groups and set(pending) <= {"count"} and groups[-1].place is None:
             place = next(cell for cell, name in PLACES.items() if name == word)
             groups[-1] = replace(groups[-1], place=place)
-        elif word in COUNTS:
+        elif word in COUNTS and set(pending) <= {"count"}:
             pending = {"count": COUNTS[word]}
-        elif is_colour(word):
-            pending["colour"] = meaning
-        elif meaning in SIZES:
-            pending["size"] = meaning
-        elif meaning == "outlined":
-            pending["outlined"] = True
-        elif meaning in PATTERNS or meaning in GROUNDS:
-            pending["pattern"] = meaning
+        elif attribute and attribute not in pending:
+            pending[attribute] = True if attribute == "outlined" else meaning
+        elif word not in FILLERS:
+            example = "a large red circle at the left"
+            raise ValueError(f"{word!r} has no place in {text!r}: say it like {example!r}")
+    if set(pending) - {"count"}:
+        said = ", ".join(map(str, pending.values()))
+        raise ValueError(f"{text!r} ends without the thing that is meant by {said}")
+    if relation and len(groups) < 2:
+        raise ValueError(f"{text!r} names one side of {relation!r} only")
     wrong = next((g.pattern for g in groups if g.pattern not in (None, *PATTERNS)), None)
     if wrong or ground not in (None, *GROUNDS):
         known = f"things are {', '.join(PATTERNS)}; backgrounds are {', '.join(GROUNDS)}"
         raise ValueError(f"{wrong or ground!r} does not go with its noun in {text!r}: {known}")
     if not groups:
         raise ValueError(f"no shape of the world ({', '.join(SHAPES)}) is named in {text!r}")
-    return Ask(tuple(groups), relation if len(groups) > 1 else None, ground)
+    return Ask(tuple(groups), relation, ground)
+
+
+def attribute_of(meaning: str) -> str | None:
+    """The attribute of a group that a word of this meaning sets; None for any other word."""
+    if is_colour(meaning):
+        return "colour"
+    if meaning in SIZES:
+        return "size"
+    if meaning == "outlined":
+        return "outlined"
+    return "pattern" if meaning in PATTERNS or meaning in GROUNDS else None
 
 
 def group_of(things: list[Thing], keep: Callable[[float], bool]) -> Group:

@@ -56,17 +56,24 @@ class Reading:
 
 
 def read(images: Tensor | np.ndarray) -> Reading:
-    """Reads images [N, 3, 64, 64] in [0, 1], or uint8 [N, 64, 64, 3]."""
-    rgb = (
-        images.detach().float().cpu().permute(0, 2, 3, 1).numpy()
-        if isinstance(images, Tensor)
-        else images / np.float32(255)
-    )
+    """Reads images [N, 3, 64, 64] in [0, 1], or uint8 [N, 64, 64, 3].
+
+    Raises ``ValueError`` for another size or type, and for an image that is not finite, by its index.
+    """
+    if isinstance(images, Tensor):
+        rgb = images.detach().float().cpu().permute(0, 2, 3, 1).numpy()
+    elif images.dtype == np.uint8:
+        rgb = images / np.float32(255)
+    else:
+        raise ValueError(f"an array of {images.dtype}: give uint8 [N, 64, 64, 3], or a tensor in [0, 1]")
     if rgb.ndim != 4 or rgb.shape[1:] != (SIDE, SIDE, 3):
         raise ValueError(
             f"the oracle reads {SIDE}x{SIDE} colour images, got {rgb.shape}: decode without resizing"
         )
-    rgb = np.clip(np.nan_to_num(rgb), 0, 1)
+    broken = np.flatnonzero(~np.isfinite(rgb).all((1, 2, 3)))
+    if len(broken):
+        raise ValueError(f"image {broken[0]} of {len(rgb)} is not finite; nothing is scored")
+    rgb = np.clip(rgb, 0, 1)
     masks, light = colour_masks(rgb)
     labels, found = ndimage.label(masks.reshape(-1, SIDE, SIDE), structure=IN_PLANE)
     blobs = measure(labels.reshape(masks.shape), found, light)
