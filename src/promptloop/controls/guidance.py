@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -24,6 +25,10 @@ class CFG(Control):
 
     scale: float
     negative: str = ""
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.scale):
+            raise ValueError(f"the guidance scale is {self.scale}; give a finite number (1 is without)")
 
     def start(self, state: State) -> State:
         if self.scale == 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, final
@@ -54,8 +55,9 @@ class Job:
                 f"window is {self.window}; give two parts of the trajectory in order, as 0.1 0.6"
             )
         self.refined_steps  # noqa: B018  (they must fit)
-        if self.guidance < 0 or self.temperature < 0:
-            raise ValueError("guidance and temperature must not be negative")
+        for name in ("guidance", "temperature"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be a finite number from 0")
         if self.compare and self.policy == "none":
             raise ValueError(
                 "compare needs a policy: with policy none every image is the query's own already"
