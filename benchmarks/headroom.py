@@ -19,6 +19,7 @@ import torch
 from promptloop.controls import CFG, PromptLoop
 from promptloop.denoisers import load
 from promptloop.policies.fixed import Identity
+from promptloop.policies.shown import Shuffled
 from promptloop.sample import sample
 from promptloop.world import weights
 from promptloop.world.oracle import grade
@@ -36,7 +37,7 @@ ARMS = {
     "d looks, only what lacks": (Look("only"), OVERLAP),
     "d looks, repeats what lacks": (Look(), OVERLAP),
     "d looks, whole trajectory": (Look(), (0.0, 1.0)),
-    "e another's estimate": (Look(shuffled=True), OVERLAP),
+    "e another's estimate": (Shuffled(Look()), OVERLAP),
 }
 
 

@@ -20,7 +20,6 @@ app = typer.Typer(
     name="promptloop",
     help="Prompts that are rewritten while the image forms.",
     add_completion=False,
-    no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
@@ -207,7 +206,7 @@ def fail(message: str, debug: bool) -> NoReturn:
 
 def main() -> None:
     """Runs the command line; bad input is one sentence on the error stream and exit code 2."""
-    arguments = sys.argv[1:]
+    arguments = sys.argv[1:] or ["--help"]
     debug = "--debug" in arguments
     sys.path.append(str(Path.cwd()))  # where the user's own "module:name" may lie
     arguments = [argument for argument in arguments if argument != "--debug"]

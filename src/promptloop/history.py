@@ -27,8 +27,10 @@ class History:
         t = self.scheduler.timesteps[self.index]
         if float(t) != state.level.t or state.x.shape != self.shape:
             here, there = (float(t), tuple(self.shape)), (state.level.t, tuple(state.x.shape))
-            raise ValueError(f"the scheduler stands at t and shape {here}, the state at {there}; "
-                             "a diffusers scheduler's steps cannot be skipped or redone")
+            raise ValueError(
+                f"the scheduler stands at t and shape {here}, the state at {there}; "
+                "a diffusers scheduler's steps cannot be skipped or redone"
+            )
         if hasattr(self.scheduler, "scale_model_input"):
             self.scheduler.scale_model_input(state.x[:1], t)  # k-style ones insist on the call
         options = {}
@@ -51,8 +53,10 @@ class History:
             return (alpha * noise - sigma * clean) / math.hypot(alpha, sigma)
         if kind == "epsilon":
             return noise
-        raise ValueError(f"prediction_type {kind!r} of {type(self.scheduler).__name__} is not known; "
-                         "use epsilon, sample, v_prediction or flow_prediction")
+        raise ValueError(
+            f"prediction_type {kind!r} of {type(self.scheduler).__name__} is not known; "
+            "use epsilon, sample, v_prediction or flow_prediction"
+        )
 
     def fork(self) -> History:
         """A copy that can be advanced without changing this one."""
@@ -68,8 +72,9 @@ class History:
         size = self.shape[0] + sum(other.shape[0] for other in rest)
         return self._rebuilt((size, *self.shape[1:]), torch.cat, rest)
 
-    def _rebuilt(self, shape: tuple[int, ...], change: Callable[[list[Tensor]], Tensor],
-                 rest: list[History]) -> History:
+    def _rebuilt(
+        self, shape: tuple[int, ...], change: Callable[[list[Tensor]], Tensor], rest: list[History]
+    ) -> History:
         """The same scheduler where every per-sample tensor is change([it, and its like in the rest])."""
 
         def rebuilt(values: list[Any]) -> Any:

@@ -14,20 +14,44 @@ from torch import Tensor
 
 from promptloop.schedules import Level, check
 from promptloop.solvers import DDIM, Euler, Scheduler, Solver
-from promptloop.state import Control, Draw, Run, State, as_texts, join
+from promptloop.state import EMBEDDED, Control, Draw, Run, State, as_texts, join
 from promptloop.transition import Transition
 
-__all__ = ["Control", "Draw", "Level", "Run", "Sample", "State", "Transition", "advance", "begin",
-           "default_solver", "embed", "gaussian", "join", "renoise", "rescore", "sample", "trajectory",
-           "value"]
+__all__ = [
+    "Control",
+    "Draw",
+    "Level",
+    "Run",
+    "Sample",
+    "State",
+    "Transition",
+    "advance",
+    "begin",
+    "default_solver",
+    "embed",
+    "gaussian",
+    "join",
+    "renoise",
+    "rescore",
+    "sample",
+    "trajectory",
+    "value",
+]
 
 
 # --- the loop
 
 
-def trajectory(denoiser: Any, prompts: Sequence[str], *, levels: Sequence[Level], solver: Solver,
-               controls: Sequence[Control] = (), seeds: Sequence[int],
-               noise: Tensor | None = None) -> Iterator[State]:
+def trajectory(
+    denoiser: Any,
+    prompts: Sequence[str],
+    *,
+    levels: Sequence[Level],
+    solver: Solver,
+    controls: Sequence[Control] = (),
+    seeds: Sequence[int],
+    noise: Tensor | None = None,
+) -> Iterator[State]:
     """Yields the state before the first step and after every step; its last x is the clean latent [B, ...].
 
     Sample i depends on prompts[i] and seeds[i] only. `noise` [B, ...] replaces the unit noise of the seeds.
@@ -115,10 +139,20 @@ class Sample:
 
 
 @torch.no_grad()
-def sample(denoiser: Any, prompts: Sequence[str], *, seeds: Sequence[int], steps: int | None = None,
-           levels: Sequence[Level] | None = None, solver: Solver | None = None,
-           controls: Sequence[Control] = (), noise: Tensor | None = None, max_batch: int | None = None,
-           decode: bool = True, on_step: Callable[[State], None] | None = None) -> Sample:
+def sample(
+    denoiser: Any,
+    prompts: Sequence[str],
+    *,
+    seeds: Sequence[int],
+    steps: int | None = None,
+    levels: Sequence[Level] | None = None,
+    solver: Solver | None = None,
+    controls: Sequence[Control] = (),
+    noise: Tensor | None = None,
+    max_batch: int | None = None,
+    decode: bool = True,
+    on_step: Callable[[State], None] | None = None,
+) -> Sample:
     """Runs the loop to the end, at most `max_batch` samples at a time, which changes no sample.
 
     Give `steps` (the solver's or the denoiser's own levels) or `levels`. The solver defaults to the one the
@@ -139,8 +173,15 @@ def sample(denoiser: Any, prompts: Sequence[str], *, seeds: Sequence[int], steps
     size, states, images = max_batch or max(len(prompts), 1), [], []
     for k in range(0, max(len(prompts), 1), size):
         part = slice(k, k + size)
-        for state in trajectory(denoiser, prompts[part], levels=levels, solver=solver, controls=controls,
-                                seeds=seeds[part], noise=None if noise is None else noise[part]):
+        for state in trajectory(
+            denoiser,
+            prompts[part],
+            levels=levels,
+            solver=solver,
+            controls=controls,
+            seeds=seeds[part],
+            noise=None if noise is None else noise[part],
+        ):
             if on_step is not None:
                 on_step(state)
         states.append(state)
@@ -166,8 +207,14 @@ def default_solver(denoiser: Any) -> Solver:
 # --- scoring, and the pure functions for drivers above the loop
 
 
-def rescore(denoiser: Any, state: State, *, controls: Sequence[Control] | None = None,
-            solver: Solver | None = None, steps: Sequence[int] | None = None) -> Tensor:
+def rescore(
+    denoiser: Any,
+    state: State,
+    *,
+    controls: Sequence[Control] | None = None,
+    solver: Solver | None = None,
+    steps: Sequence[int] | None = None,
+) -> Tensor:
     """[B, T] log-probs of the path that Record kept, under `denoiser` now; differentiable in its network.
 
     Deterministic steps stay nan and cost nothing. The prompts are those recorded; of the controls (None:
@@ -178,11 +225,16 @@ def rescore(denoiser: Any, state: State, *, controls: Sequence[Control] | None =
         raise ValueError("this state has no recorded path; put Record() among the controls")
     path, known, said = state.memory["path"], state.memory["path_log_prob"], state.memory["path_prompts"]
     if bool(known.isnan().all()):
-        raise ValueError("every step of the path was deterministic; use a stochastic solver, e.g. FlowSDE()")
+        raise ValueError(
+            "every step of the path was deterministic (as with any wrapped diffusers scheduler); "
+            "use a stochastic solver, e.g. FlowSDE()"
+        )
     run = replace(state.run, denoiser=denoiser)
     run = run if controls is None else replace(run, controls=tuple(controls))
     run = run if solver is None else replace(run, solver=solver)
-    state = replace(state, run=run, cond=None, embedded=(), transition=None)
+    memory = {name: value for name, value in state.memory.items() if not name.startswith(EMBEDDED)}
+    memory = dict(state.memory) if denoiser is state.run.denoiser else memory
+    state = replace(state, run=run, cond=None, embedded=(), transition=None, memory=memory)
     columns = []
     for k in range(known.shape[1]) if steps is None else steps:
         if bool(known[:, k].isnan().all()):

@@ -52,8 +52,14 @@ def check(levels: Iterable[Level]) -> tuple[Level, ...]:
     return grid
 
 
-def vp(steps: int, *, curve: Curve = "scaled_linear", spacing: Literal["trailing", "leading"] = "trailing",
-       start: float = 0.00085, end: float = 0.012) -> list[Level]:
+def vp(
+    steps: int,
+    *,
+    curve: Curve = "scaled_linear",
+    spacing: Literal["trailing", "leading"] = "trailing",
+    start: float = 0.00085,
+    end: float = 0.012,
+) -> list[Level]:
     """Variance-preserving levels (alpha^2 + sigma^2 = 1), steps + 1 of them, ending at (1, 0).
 
     `scaled_linear` and `linear` are the 1,000-step curves of Stable Diffusion and DDPM, variances from
@@ -90,8 +96,9 @@ def flow(steps: int, shift: float = 1.0) -> list[Level]:
     return [_flow_level(shift * s / (1 + (shift - 1) * s), TRAIN_STEPS) for s in even]
 
 
-def karras(steps: int, *, sigma_min: float = 0.0292, sigma_max: float = 14.6146,
-           rho: float = 7.0) -> list[Level]:
+def karras(
+    steps: int, *, sigma_min: float = 0.0292, sigma_max: float = 14.6146, rho: float = 7.0
+) -> list[Level]:
     """Variance-exploding levels (alpha = 1), sigma^(1/rho) even (Karras et al. 2022, eq. 5), then sigma 0.
 
     The defaults span Stable Diffusion's training noise; `t` is the (fractional) training step of that noise.
@@ -119,9 +126,11 @@ def from_scheduler(scheduler: Any, steps: int | None = None, **options: Any) -> 
     if sigmas is None and "alphas_cumprod" in vars(timed) and len(times) <= (steps or len(times)) + 1:
         return _from_signal(timed, times)
     if sigmas is None or len(sigmas) != len(times) + 1 or name.startswith("EDM"):
-        raise ValueError(f"the timesteps of {name} are not one noise level each; supported are DDIM, DDPM, "
-                         "PNDM (PLMS only), LCM, TCD, Euler, Heun, LMS, DPMSolver, UniPC, DEIS, SASolver "
-                         "and FlowMatch schedulers")
+        raise ValueError(
+            f"the timesteps of {name} are not one noise level each; supported are DDIM, DDPM, "
+            "PNDM (PLMS only), LCM, TCD, Euler, Heun, LMS, DPMSolver, UniPC, DEIS, SASolver "
+            "and FlowMatch schedulers"
+        )
     pairs = zip((float(s) for s in sigmas), [*times, 0.0], strict=True)
     if is_flow(timed):
         return [Level(1.0 - sigma, sigma, t) for sigma, t in pairs]

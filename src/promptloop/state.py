@@ -14,6 +14,7 @@ from promptloop.schedules import Level
 from promptloop.solvers import Denoise, Solver
 from promptloop.transition import Transition
 
+EMBEDDED = "embedded"  # memory named so was made by the run's denoiser; another one has to make its own
 Draw = Callable[["State", Transition], tuple[Tensor, Tensor]]  # -> x [B, ...], log p - log q [B]
 
 
@@ -86,8 +87,10 @@ class State:
                 if isinstance(value, Tensor) and value.ndim == 0 or len(value) != len(self):
                     raise ValueError(f"memory {name!r} needs one entry for each of the {len(self)} samples")
             elif not callable(getattr(value, "take", None)) or not callable(getattr(value, "join", None)):
-                raise ValueError(f"memory {name!r}: a {type(value).__name__} cannot follow its samples; "
-                                 "give a Tensor, tuple, or object with take(index) and join(others)")
+                raise ValueError(
+                    f"memory {name!r}: a {type(value).__name__} cannot follow its samples; "
+                    "give a Tensor, tuple, or object with take(index) and join(others)"
+                )
         return replace(self, memory={**self.memory, **values})
 
     def generator(self, i: int, purpose: str) -> torch.Generator:

@@ -1,6 +1,7 @@
 """Log-probabilities: equal to torch's Normal, to themselves when recomputed, and differentiable."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -138,3 +139,18 @@ def state_with(state, cond):
     from dataclasses import replace
 
     return replace(state, cond=cond)
+
+
+def test_rescore_under_guidance_that_the_run_did_not_have() -> None:
+    """Fails when guidance reads an embedding that only its own run made, or another denoiser's."""
+    end = sample(
+        words(), ["up"], levels=GRIDS["flow"], solver=FlowSDE(), seeds=[5], controls=[Record()]
+    ).state
+    plain, guided = rescore(words(), end), rescore(words(), end, controls=[CFG(2.5)])
+    assert torch.allclose(plain, rescore(words(), end, controls=[CFG(1.0)]), equal_nan=True)
+    assert not torch.allclose(plain, guided, equal_nan=True)
+    made = sample(
+        words(), ["up"], levels=GRIDS["flow"], solver=FlowSDE(), seeds=[5], controls=[CFG(2.5), Record()]
+    )
+    stale = replace(made.state, memory={**made.state.memory, "embedded negative ''": words().embed(["up"])})
+    assert torch.allclose(rescore(words(), made.state), rescore(words(), stale), equal_nan=True)

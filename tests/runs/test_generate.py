@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import random
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ import pytest
 import tiny
 import tiny_vlm
 import torch
+from diffusers import HeunDiscreteScheduler
 from PIL import Image
 
 import promptloop
@@ -20,6 +22,7 @@ from promptloop import cli
 from promptloop.policies.contract import Request
 from promptloop.policies.fixed import Fixed
 from promptloop.recipes.job import Job
+from promptloop.recipes.report import summary
 from promptloop.recipes.shot import digest
 
 QUICK: dict[str, Any] = {"steps": 4, "refinements": 3, "n": 2, "max_batch": 2}
@@ -132,7 +135,7 @@ def test_open_loop_shows_the_policy_no_image(backbone: str) -> None:
     seen: list[bool] = []
 
     class Peeking(Fixed):
-        def answer(self, request: Request) -> str:
+        def answer(self, request: Request, rng: random.Random) -> str:
             seen.append(request.estimate is not None)
             return request.prompt
 
@@ -241,3 +244,40 @@ def test_the_settings_of_the_function_are_those_of_the_job_and_the_command() -> 
     fields = set(Job.__dataclass_fields__) - {"queries"} | {"query", "out", "overwrite"}
     for function, extra in ((promptloop.generate, {"progress"}), (cli.generate, set())):
         assert set(inspect.signature(function).parameters) == fields | extra
+
+
+def test_an_edited_trace_is_one_sentence(folder: Path, tmp_path: Path, command: Callable[..., Any]) -> None:
+    """Fails when a missing entry of the trace ends in a traceback's words."""
+    trace = json.loads((folder / "trace.json").read_text())
+    for key in ("samples", "environment", "backbone"):
+        broken = tmp_path / f"{key}.json"
+        broken.write_text(json.dumps({name: value for name, value in trace.items() if name != key}))
+        code, _, error = command("replay", str(broken))
+        assert code == 2 and "is not a whole trace" in error and key in error
+
+
+def test_a_query_that_is_cut_is_told(backbone: str, policy: str, tmp_path: Path) -> None:
+    """Fails when the text encoder cuts a query and nobody says so."""
+    long = "star " * 300
+    made = promptloop.generate(
+        [long, "a star"], backbone=backbone, policy=policy, out=tmp_path / "out", **QUICK
+    )
+    assert list(made.trace["cut_queries"]) == [long]
+    assert "its end is not seen" in summary(made)
+
+
+def test_policy_none_needs_no_room_for_refinements(backbone: str) -> None:
+    made = promptloop.generate("a star", backbone=backbone, policy="none", n=1, steps=2, refinements=9)
+    assert made.trace["refinement_steps"] == []
+
+
+def test_a_scheduler_of_two_stages_is_refined_at_its_own_steps(policy: str, tmp_path: Path) -> None:
+    """Fails when frames are kept at the steps asked for and not at those the loop makes of them."""
+    pipe = tiny.sd()
+    pipe.scheduler = HeunDiscreteScheduler.from_config(pipe.scheduler.config)
+    backbone = str(tiny.saved(pipe, tmp_path / "heun"))
+    made = promptloop.generate("a star", backbone=backbone, policy=policy, **{**QUICK, "n": 1})
+    assert len(made.trace["backbone"]["levels"]) > QUICK["steps"] + 1
+    picture = made.shots[0].picture
+    assert [n.step for n in picture.notes] == [f.step for f in picture.frames]
+    assert [n.step for n in picture.notes] == made.trace["refinement_steps"]

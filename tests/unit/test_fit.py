@@ -25,7 +25,7 @@ def trained(folder, steps: int, stop_at: int | None = None) -> nn.Module:
             raise KeyboardInterrupt
         return loss_of(network, step)
 
-    fit(network, loss_at, steps=steps, lr=0.05, folder=folder, warmup=5, save_every=10, log_every=10)
+    fit(network, loss_at, steps=steps, seed=0, lr=0.05, folder=folder, warmup=5, save_every=10, log_every=10)
     return network
 
 
@@ -44,3 +44,31 @@ def test_it_learns_and_logs(tmp_path):
     assert loss_of(network, 10_000).item() < 0.05
     log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert log[-1]["step"] == 400 and log[-1]["loss"] < log[0]["loss"]
+
+
+def test_a_run_with_other_settings_is_refused(tmp_path):
+    """Breaks if the checkpoint's settings are not compared."""
+    trained(tmp_path, 20)
+    with pytest.raises(ValueError, match="steps 20 .now 30."):
+        trained(tmp_path, 30)
+
+
+def test_the_log_is_cut_at_the_step_that_is_resumed(tmp_path):
+    """Breaks if lines written after the last checkpoint stay, so that they are there twice."""
+
+    def checked(stop_at: int | None) -> None:
+        torch.manual_seed(0)
+        network = nn.Linear(3, 1)
+
+        def loss_at(step: int) -> torch.Tensor:
+            if step == stop_at:
+                raise KeyboardInterrupt
+            return loss_of(network, step)
+
+        fit(network, loss_at, steps=40, seed=0, lr=0.05, folder=tmp_path, save_every=20, log_every=10)
+
+    with pytest.raises(KeyboardInterrupt):
+        checked(stop_at=35)
+    checked(stop_at=None)
+    steps = [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert steps == [10, 20, 30, 40]

@@ -5,6 +5,7 @@ import torch
 
 from promptloop.policies import Draft, Identity, Policy, Request, Table, Template
 from promptloop.policies.message import KEEP, SYSTEM, messages, read
+from promptloop.policies.shown import Blind, Shuffled
 
 ASKED = Request("two dogs", "two dogs on grass", progress=0.354)
 
@@ -91,3 +92,18 @@ def test_refusing_a_draft_keeps_the_prompt_in_force_and_the_answer_on_record() -
     refused = draft.refuse("overlong")
     assert (refused.text, refused.answer, refused.kept) == (ASKED.prompt, "a long prompt", "overlong")
     assert refused.refused and not draft.refused and not draft.refuse("same").refused
+
+
+def test_shown_policies_change_the_picture_alone() -> None:
+    """Fails when Shuffled gives a request its own estimate back, or Blind shows one."""
+    pictures = [torch.full((3, 2, 2), value) for value in (0.1, 0.2, 0.3)]
+    asked = [Request("q", "p", picture) for picture in pictures]
+
+    def shown(policy: Policy) -> list[Request]:
+        return [draft.request for draft in policy.write(asked, [0, 1, 2])]
+
+    assert [r.estimate for r in shown(Blind(Identity()))] == [None] * 3
+    assert [float(r.estimate[0, 0, 0]) for r in shown(Shuffled(Identity()))] == pytest.approx([0.3, 0.1, 0.2])
+    assert Shuffled(Identity()).image_size is None
+    with pytest.raises(ValueError, match="sample two or more"):
+        Shuffled(Identity()).write(asked[:1], [0])

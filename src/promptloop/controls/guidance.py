@@ -11,7 +11,7 @@ from torch import Tensor
 
 from promptloop.schedules import Level
 from promptloop.solvers import Denoise
-from promptloop.state import Control, State
+from promptloop.state import EMBEDDED, Control, State
 
 
 @final
@@ -33,13 +33,14 @@ class CFG(Control):
     def start(self, state: State) -> State:
         if self.scale == 1:
             return state
-        row = state.run.denoiser.embed([self.negative])
-        return state.remember(**{self._key: row[[0] * len(state)]})
+        return state.remember(**{self._key: self._embedded(state)})
 
     def guide(self, denoise: Denoise, state: State) -> Denoise:
         if self.scale == 1:
             return denoise
-        negative = state.memory[self._key]
+        negative = state.memory.get(self._key)
+        if negative is None:  # rescore: another denoiser, or a run that had no guidance
+            negative = self._embedded(state)
 
         def guided(x: Tensor, level: Level, cond: Any) -> Tensor:
             without, within = denoise(torch.cat([x, x]), level, negative.join([cond])).chunk(2)
@@ -47,6 +48,9 @@ class CFG(Control):
 
         return guided
 
+    def _embedded(self, state: State) -> Any:
+        return state.run.denoiser.embed([self.negative])[[0] * len(state)]
+
     @property
     def _key(self) -> str:
-        return f"negative {self.negative!r}"
+        return f"{EMBEDDED} negative {self.negative!r}"

@@ -20,8 +20,13 @@ FAMILIES = {  # pipeline class, as named in model_index.json -> the denoiser tha
 }
 
 
-def load(path: str | Path, *, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu",
-         lora: str | Path | None = None) -> Denoiser:
+def load(
+    path: str | Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+    lora: str | Path | None = None,
+) -> Denoiser:
     """The denoiser in a diffusers folder, or on the Hugging Face hub where `path` is an "owner/name" id.
 
     A folder never needs the network; a hub id is downloaded (once). Only safetensors weights are read. All

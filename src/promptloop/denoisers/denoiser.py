@@ -77,6 +77,8 @@ class Denoiser(ABC):
 
     def noise(self, seeds: Sequence[int]) -> Tensor:
         """Unit noise [B, ...]; row i depends on seeds[i] only and equals diffusers' with CPU generators."""
-        rows = [torch.randn((1, *self.latent_shape), generator=torch.Generator("cpu").manual_seed(int(seed)))
-                for seed in seeds]
+        rows = [
+            torch.randn((1, *self.latent_shape), generator=torch.Generator("cpu").manual_seed(int(seed)))
+            for seed in seeds
+        ]
         return torch.cat(rows).to(self.device)

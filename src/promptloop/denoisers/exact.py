@@ -41,8 +41,9 @@ class Exact(Denoiser):
         return images if size is None else functional.interpolate(images, (size, size))
 
     @abstractmethod
-    def log_h(self, x: Tensor, level: Level, cond: Cond, reward: ExactReward,
-              strength: float = 1.0) -> Tensor:
+    def log_h(
+        self, x: Tensor, level: Level, cond: Cond, reward: ExactReward, strength: float = 1.0
+    ) -> Tensor:
         """[B] log E[exp(strength r(clean)) | x]: strength times the optimal soft value of x at `level`."""
 
 
@@ -67,8 +68,9 @@ class Gaussian(Exact):
 
     network: Centre
 
-    def __init__(self, mean: float = 0.3, std: float = 1.0, dim: int = 1, *,
-                 prompts: Mapping[str, float] | None = None) -> None:
+    def __init__(
+        self, mean: float = 0.3, std: float = 1.0, dim: int = 1, *, prompts: Mapping[str, float] | None = None
+    ) -> None:
         self.network = Centre(torch.full((dim,), float(mean)))
         self.std, self.prompts = std, prompts
 
@@ -102,8 +104,9 @@ class Gaussian(Exact):
         mean = (after.alpha * self.mean(cond) / marginal + ratio * x / forward) / precision
         return mean, precision**-0.5
 
-    def log_h(self, x: Tensor, level: Level, cond: Cond, reward: ExactReward,
-              strength: float = 1.0) -> Tensor:
+    def log_h(
+        self, x: Tensor, level: Level, cond: Cond, reward: ExactReward, strength: float = 1.0
+    ) -> Tensor:
         mean, variance = self.posterior(x, level, cond)
         return reward.log_tilt(mean, torch.tensor(variance).to(mean), strength)
 
@@ -122,8 +125,14 @@ class GaussianMixture(Exact):
 
     network: Centre
 
-    def __init__(self, means: Tensor, stds: Tensor, weights: Tensor, *,
-                 prompts: Mapping[str, Sequence[int]] | None = None) -> None:
+    def __init__(
+        self,
+        means: Tensor,
+        stds: Tensor,
+        weights: Tensor,
+        *,
+        prompts: Mapping[str, Sequence[int]] | None = None,
+    ) -> None:
         if means.ndim != 2 or stds.shape != weights.shape or len(means) != len(stds):
             shapes = [tuple(value.shape) for value in (means, stds, weights)]
             raise ValueError(f"means, stds and weights have shapes {shapes}; give [K, d], [K] and [K]")
@@ -165,8 +174,9 @@ class GaussianMixture(Exact):
         means = after.alpha * self.network.mean / marginal[:, None] + (ratio * x / forward)[:, None]
         return self.posterior(x, level, cond)[0], means / precision[:, None], precision**-0.5
 
-    def log_h(self, x: Tensor, level: Level, cond: Cond, reward: ExactReward,
-              strength: float = 1.0) -> Tensor:
+    def log_h(
+        self, x: Tensor, level: Level, cond: Cond, reward: ExactReward, strength: float = 1.0
+    ) -> Tensor:
         log_weights, means, variances = self.posterior(x, level, cond)
         return (log_weights + reward.log_tilt(means, variances, strength)).logsumexp(1)
 

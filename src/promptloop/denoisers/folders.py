@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline
 from huggingface_hub import snapshot_download
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -47,7 +48,7 @@ def pipeline(source: str, index: dict[str, Any], dtype: torch.dtype) -> Any:
         absent |= {"safety_checker": None}
     try:
         return DiffusionPipeline.from_pretrained(source, dtype=dtype, use_safetensors=True, **absent)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise ValueError(f"{source} cannot be loaded: {_sentence(error)}") from error
 
 

@@ -57,9 +57,15 @@ class SD3(LatentDenoiser):
             return {}
         _, height, width = self.latent_shape
         tokens = (height // self.patch) * (width // self.patch)
-        return {"mu": calculate_shift(
-            tokens, settings.get("base_image_seq_len", 256), settings.get("max_image_seq_len", 4096),
-            settings.get("base_shift", 0.5), settings.get("max_shift", 1.16))}
+        return {
+            "mu": calculate_shift(
+                tokens,
+                settings.get("base_image_seq_len", 256),
+                settings.get("max_image_seq_len", 4096),
+                settings.get("base_shift", 0.5),
+                settings.get("max_shift", 1.16),
+            )
+        }
 
     def _unscaled(self, x: Tensor) -> Tensor:
         return super()._unscaled(x) + self.pipe.vae.config.shift_factor  # SD 1 and 2 have none

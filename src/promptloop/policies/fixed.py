@@ -1,7 +1,8 @@
-"""Policies without weights: the identity, a table, a template."""
+"""Policies without weights: the identity, a table, a template, or a rule of your own."""
 
 from __future__ import annotations
 
+import random
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,16 +16,16 @@ from promptloop.policies.message import read
 
 
 class Fixed(Policy):
-    """A policy that is a plain function of the request: no tokens, no randomness."""
+    """A policy that is a plain function of the request and its draw: no tokens, nothing to train."""
 
     @abstractmethod
-    def answer(self, request: Request) -> str:
-        """What it says to one request."""
+    def answer(self, request: Request, rng: random.Random) -> str:
+        """What it says to one request; `rng` is all the randomness it may use."""
 
     def write(self, requests: Sequence[Request], seeds: Sequence[int]) -> list[Draft]:
         drafts = []
-        for request in requests:
-            answer = self.answer(request)
+        for request, seed in zip(requests, seeds, strict=True):
+            answer = self.answer(request, random.Random(seed))
             text, kept = read(request, answer)
             drafts.append(Draft(request, text, answer=answer, kept=kept))
         return drafts
@@ -39,7 +40,7 @@ class Fixed(Policy):
 class Identity(Fixed):
     """Repeats the prompt in force."""
 
-    def answer(self, request: Request) -> str:
+    def answer(self, request: Request, rng: random.Random) -> str:
         return request.prompt
 
 
@@ -50,7 +51,7 @@ class Table(Fixed):
 
     prompts: Mapping[str, str] = field(default_factory=dict)
 
-    def answer(self, request: Request) -> str:
+    def answer(self, request: Request, rng: random.Random) -> str:
         return self.prompts.get(request.query, request.prompt)
 
 
@@ -69,5 +70,5 @@ class Template(Fixed):
                 f"template {self.text!r} may only name {{query}} and {{prompt}} (problem: {error})"
             ) from None
 
-    def answer(self, request: Request) -> str:
+    def answer(self, request: Request, rng: random.Random) -> str:
         return self.text.format(query=request.query, prompt=request.prompt)

@@ -22,7 +22,7 @@ from promptloop.recipes.job import EMBEDDED_WINDOW, PAPER_WINDOW, Job
 from promptloop.recipes.parts import Part
 from promptloop.recipes.score import score, unscored
 from promptloop.recipes.shot import Frame, Note, Picture, Shot, pixels
-from promptloop.sample import Control, State, default_solver, sample
+from promptloop.sample import Control, Level, State, default_solver, sample
 
 Progress = Callable[[str, int, int], None]  # (what is being done, how many are done, how many there are)
 
@@ -120,7 +120,7 @@ def load(
 
 def run(job: Job, backbone: Part, policy: Part | None, watch: Stopwatch, tell: Progress) -> Generated:
     """The job on loaded parts, nothing written."""
-    steps = job.refined_steps
+    steps = job.refined_of(len(levels_of(job, backbone.value)) - 1)
     looped: list[Control] = []
     if policy is not None:
         timed = TimedPolicy(policy.value, watch)
@@ -151,7 +151,7 @@ def shoot(
 ) -> list[Picture]:
     """Samples every (query, seed) of the job under `controls` and CFG; frames are kept at `steps`."""
     queries, seeds = zip(*job.samples, strict=True)
-    done, total = 0, job.steps * -(-len(seeds) // job.max_batch)
+    done, total = 0, (len(levels_of(job, denoiser)) - 1) * -(-len(seeds) // job.max_batch)
 
     def on_step(state: State) -> None:
         nonlocal done
@@ -223,7 +223,7 @@ def describe(
     """The run as plain JSON."""
     denoiser: Denoiser = backbone.value
     solver = default_solver(denoiser)
-    levels = solver.levels(job.steps) or denoiser.levels(job.steps)
+    levels = levels_of(job, denoiser)
     return {
         "format": trace.FORMAT,
         "job": job.as_dict(),
@@ -235,9 +235,21 @@ def describe(
         },
         "policy": policy and policy.as_dict(),
         "refinement_steps": list(steps) if policy else [],
+        "cut_queries": cut_queries(job, denoiser),
         "seconds": {phase: round(seconds, 3) for phase, seconds in watch.seconds.items()},
         "samples": [trace.sample_entry(shot, why[shot.query]) for shot in shots],
     }
+
+
+def levels_of(job: Job, denoiser: Denoiser) -> Sequence[Level]:
+    """The noise levels the job visits."""
+    return default_solver(denoiser).levels(job.steps) or denoiser.levels(job.steps)
+
+
+def cut_queries(job: Job, denoiser: Denoiser) -> dict[str, tuple[int, int]]:
+    """(tokens, limit) of each query that is longer than the text encoder reads."""
+    counts = {query: (denoiser.count_tokens(query), denoiser.text_limit) for query in job.queries}
+    return {query: (tokens, limit) for query, (tokens, limit) in counts.items() if tokens > limit}
 
 
 def stacked(pictures: Sequence[Picture]) -> Tensor:

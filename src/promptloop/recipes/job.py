@@ -68,7 +68,11 @@ class Job:
     @property
     def refined_steps(self) -> tuple[int, ...]:
         """The steps before which the prompt is written; ValueError where they do not fit."""
-        return tuple(even_steps(self.refinements, self.steps, self.window))
+        return self.refined_of(self.steps)
+
+    def refined_of(self, steps: int) -> tuple[int, ...]:
+        """The same in a loop of `steps` steps; a wrapped two-stage scheduler makes more than asked."""
+        return () if self.policy == "none" else tuple(even_steps(self.refinements, steps, self.window))
 
     @property
     def samples(self) -> list[tuple[str, int]]:

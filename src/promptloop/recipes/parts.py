@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, final
 
 import torch
+from safetensors import SafetensorError
 
 from promptloop.denoisers import load as load_denoiser
 from promptloop.denoisers.denoiser import Denoiser
@@ -67,8 +68,11 @@ def policy(name: str, device: torch.device, dtype: torch.dtype, temperature: flo
 
     try:
         loaded = Mllm.load(where, device=device, dtype=dtype, temperature=temperature)
-    except (OSError, KeyError) as error:
-        raise ValueError(f"policy {name!r} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
+    except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
+        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(
+            f"policy {name!r} cannot be loaded as an image-text-to-text chat model: {why}"
+        ) from error
     return part(name, loaded, where, embedded)
 
 

@@ -40,11 +40,20 @@ def replay(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Replayed:
-    """Runs trace.json again, with its number of threads, and compares the pixels of every image.
+    """Runs trace.json again, with its number of threads, and compares every image's pixels with the trace's
+    hashes (the PNG files beside it are not read).
 
     ValueError where the trace cannot be replayed: made from Python objects, or with other weights than found.
     """
     then = traces.read(path)
+    try:
+        return replayed(then, out=out, overwrite=overwrite, tell=progress or silent)
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise ValueError(f"{path} is not a whole trace: {type(error).__name__} at {error}") from error
+
+
+def replayed(then: dict[str, Any], *, out: str | Path | None, overwrite: bool, tell: Progress) -> Replayed:
+    """The run of the trace `then`, compared with it."""
     job = Job.from_dict(then["job"])
     for role in ("backbone", "policy"):
         if getattr(job, role).startswith("<"):
@@ -52,7 +61,7 @@ def replay(
                 f"the {role} of this trace was a Python object {getattr(job, role)}; name one instead"
             )
     folder = None if out is None else check(Path(out), overwrite)
-    watch, tell, threads = Stopwatch(), progress or silent, torch.get_num_threads()
+    watch, threads = Stopwatch(), torch.get_num_threads()
     torch.set_num_threads(then["environment"]["threads"])
     try:
         with watch("load"):

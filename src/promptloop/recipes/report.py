@@ -15,7 +15,10 @@ def summary(made: Generated) -> str:
     images = sum(len(shot.files()) for shot in made.shots)
     lines = [f"{images} images, {len(made.shots)} filmstrips, trace.html and trace.json in {made.out}"]
     refined, base = ([getattr(shot, side) for shot in made.shots] for side in ("picture", "base"))
-    for name, row in (("refined" if made.trace["policy"] else "images", refined), ("query alone", base)):
+    for name, row in (
+        ("refined" if made.trace["refinement_steps"] else "images", refined),
+        ("query alone", base),
+    ):
         if found := mean_score(row):
             lines.append(f"{name}: soft {found[0]:.2f}, strict {found[1]:.2f}")
     lines += [
@@ -23,6 +26,7 @@ def summary(made: Generated) -> str:
         for why in dict.fromkeys(entry["not_scored"] for entry in made.trace["samples"])
         if why
     ]
+    lines += [cut_sentence(query, *counts) for query, counts in made.trace["cut_queries"].items()]
     refused = [
         note.kept for shot in made.shots for note in shot.picture.notes if note.kept not in (None, "same")
     ]
@@ -30,6 +34,14 @@ def summary(made: Generated) -> str:
         kinds = ", ".join(f"{refused.count(kind)} {kind}" for kind in dict.fromkeys(refused))
         lines.append(f"answers that could not be used, so the prompt in force stayed: {kinds}")
     return "\n".join(lines)
+
+
+def cut_sentence(query: str, tokens: int, limit: int) -> str:
+    """What a user must know of a query that the text encoder does not read to its end."""
+    return (
+        f"the text encoder reads {limit} tokens, this query has {tokens}, so its end is not seen without a "
+        f"policy that shortens it: {query!r}"
+    )
 
 
 def table(made: Generated) -> Table:

@@ -65,7 +65,17 @@ def train(folder: Path, *, steps: int, seed: int, device: str = "cpu") -> None:
             "latent_std": latents.std().item(),
         }
 
-    fit(network, loss_at, steps=steps, lr=3e-3, folder=folder, average=0.995, check=check, check_every=200)
+    fit(
+        network,
+        loss_at,
+        steps=steps,
+        seed=seed,
+        lr=3e-3,
+        folder=folder,
+        average=0.995,
+        check=check,
+        check_every=200,
+    )
     rng = random.Random(f"{seed}/autoencoder/scale")
     with torch.no_grad():
         latents = network.encode(pixels([random_scene(rng) for _ in range(512)]).to(device)).latent_dist.mean

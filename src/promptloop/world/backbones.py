@@ -1,7 +1,8 @@
 """The two embedded backbones: ``mini-unet`` (Stable Diffusion classes) and ``mini-flow`` (SD3 classes).
 
-Both read 18 words of prompt and denoise the same autoencoder's 16x16x4 latents. They are trained on partial,
-web-like captions (captions.py), text encoder included, and saved as ordinary diffusers folders.
+Both read 18 words of prompt and denoise the same autoencoder's 16x16x4 latents. Their text encoders are
+pretrained (text_pretraining.py) and then frozen, as in the real families; the denoisers are trained on
+partial, web-like captions (captions.py), and saved as ordinary diffusers folders.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from promptloop.world import text_pretraining
 from promptloop.world.captions import caption
 from promptloop.world.fit import fit
 from promptloop.world.scene import Scene, random_scene
@@ -138,20 +140,24 @@ def tokens(words: Any, texts: list[str], device: torch.device | str) -> Tensor:
 
 
 def unet_loss(pipe: Any, latents: Tensor, texts: list[str], noise: Tensor, uniform: Tensor) -> Tensor:
-    """Epsilon matching with min-SNR-5 weights (arXiv 2303.09556), by importance of the drawn step."""
+    """Epsilon matching, weighted as velocity matching with SNR cut at 5 (cf. min-SNR, arXiv 2303.09556).
+
+    Which thing stands where is decided at high noise, where an error of the estimate hardly shows in
+    epsilon: the weight (min(SNR, 5) + 1) / SNR makes it count, up to 20 times (docs/log.md).
+    """
     t = (uniform * 1000).long().clamp(max=999)
     abar = pipe.scheduler.alphas_cumprod.to(latents.device)[t].view(-1, 1, 1, 1)
     x = abar.sqrt() * latents + (1 - abar).sqrt() * noise
     text = pipe.text_encoder(tokens(pipe.tokenizer, texts, latents.device))[0]
     error = (pipe.unet(x, t, text).sample - noise).square().mean(dim=(1, 2, 3))
     snr = (abar / (1 - abar)).flatten()
-    weight = snr.clamp(max=5.0) / snr
+    weight = ((snr.clamp(max=5.0) + 1) / snr).clamp(max=20.0)
     return (weight * error).mean()
 
 
 def flow_loss(pipe: Any, latents: Tensor, texts: list[str], noise: Tensor, uniform: Tensor) -> Tensor:
-    """Flow matching, logit-normal times (arXiv 2403.03206)."""
-    s = torch.sigmoid(torch.special.ndtri(uniform.clamp(1e-4, 1 - 1e-4)))
+    """Flow matching; logit-normal times (arXiv 2403.03206) moved towards noise, where layout is decided."""
+    s = torch.sigmoid(0.6 + 1.2 * torch.special.ndtri(uniform.clamp(1e-4, 1 - 1e-4)))
     x = torch.lerp(latents, noise, s.view(-1, 1, 1, 1))
     ids = tokens(pipe.tokenizer, texts, latents.device)
     first, second = (e(ids, output_hidden_states=True) for e in (pipe.text_encoder, pipe.text_encoder_2))
@@ -173,6 +179,18 @@ KINDS: dict[str, tuple[Callable, Callable]] = {
     "mini-unet": (blank_unet, unet_loss),
     "mini-flow": (blank_flow, flow_loss),
 }
+
+
+def pretrain_text(kind: str, pipe: Any, folder: Path, *, steps: int, seed: int) -> None:
+    """Teaches the text encoders of ``pipe`` the language, and freezes them."""
+    if kind == "mini-unet":
+        encoders = [(pipe.text_encoder, pipe.tokenizer, -1)]
+    else:
+        encoders = [(pipe.text_encoder, pipe.tokenizer, -2), (pipe.text_encoder_2, pipe.tokenizer_2, -2),
+                    (pipe.text_encoder_3, pipe.tokenizer_3, -1)]  # fmt: skip
+    for k, (encoder, words, layer) in enumerate(encoders):
+        text_pretraining.train(encoder, words, folder / f"text{k}", layer=layer, steps=steps, seed=seed + k)
+        encoder.requires_grad_(False).eval()
 
 
 def encode_scenes(vae: Any, folder: Path, *, count: int, seed: int, device: str) -> Tensor:
@@ -208,6 +226,7 @@ def train(
     folder: Path,
     *,
     steps: int,
+    text_steps: int,
     seed: int,
     scenes: int,
     lr: float = 2e-3,
@@ -218,6 +237,7 @@ def train(
     torch.manual_seed(seed)
     pipe = blank(vae)
     pipe.to(device)
+    pretrain_text(kind, pipe, folder, steps=text_steps, seed=seed)
     latents = encode_scenes(vae, folder.parent, count=scenes, seed=seed, device=device)
     known = [scene_at(seed, i) for i in range(scenes)]
     parts = {n: m for n, m in pipe.components.items() if isinstance(m, nn.Module) and n != "vae"}
@@ -243,6 +263,16 @@ def train(
         rng = random.Random(f"{seed}/{kind}/check")
         return {"held_out_loss": round(sum(batch_loss(held[i::4], rng).item() for i in range(4)) / 4, 5)}
 
-    fit(network, loss_at, steps=steps, lr=lr, folder=folder, average=0.9995, check=check, check_every=500)
+    fit(
+        network,
+        loss_at,
+        steps=steps,
+        seed=seed,
+        lr=lr,
+        folder=folder,
+        average=0.9995,
+        check=check,
+        check_every=500,
+    )
     network.eval()
     pipe.save_pretrained(folder / "pipeline")

@@ -22,7 +22,14 @@ if TYPE_CHECKING:
 
 STAGES = ("autoencoder", "latents", *MODELS, "pack")
 SCENES = 40_000  # scenes whose latents the backbones are trained on
-STEPS = {"autoencoder": 1500, "mini-unet": 8500, "mini-flow": 8000, "eyes": 1500, "mini-vlm": 2200}
+STEPS = {
+    "autoencoder": 1500,
+    "text": 800,
+    "mini-unet": 10_000,
+    "mini-flow": 11_000,
+    "eyes": 1500,
+    "mini-vlm": 2200,
+}
 RATES = {"mini-unet": 1.5e-3, "mini-flow": 2e-3}
 POOL = 12_000  # denoised estimates that mini-vlm is shown
 
@@ -50,6 +57,7 @@ def run_stage(stage: str, out: Path, *, seed: int, scale: float, device: str) ->
             vae,
             out / stage,
             steps=steps[stage],
+            text_steps=steps["text"],
             seed=seed,
             scenes=scenes,
             lr=RATES[stage],

@@ -80,14 +80,21 @@ def phrase_group(group: Group, say: Say = common, *, terse: bool = False) -> str
 
 def phrase(ask: Ask, say: Say = common, *, terse: bool = False) -> str:
     """``ask`` in words. ``terse`` is the tag style: no articles, commas between."""
-    texts = [phrase_group(g, say, terse=terse) for g in ask.groups]
-    if ask.relation:
-        texts[:2] = [f"{texts[0]} {say(ask.relation)} {texts[1]}"]
-    text = ", ".join(texts) if terse or len(texts) > 2 else " and ".join(texts)
-    if not ask.ground:
-        return text
-    ground = f"{say(ask.ground)} background"
-    return f"{text}, {ground}" if terse else f"{text} on a {ground}"
+    return "".join(text for text, _ in pieces(ask, say, terse=terse))
+
+
+def pieces(ask: Ask, say: Say = common, *, terse: bool = False) -> list[tuple[str, int | None]]:
+    """The parts of ``phrase``, each with the index of the group that it names (None: it names no group)."""
+    out: list[tuple[str, int | None]] = []
+    for index, group in enumerate(ask.groups):
+        joint = ", " if terse or len(ask.groups) - bool(ask.relation) > 2 else " and "
+        if index == 1 and ask.relation:
+            joint = f" {say(ask.relation)} "
+        out += [(joint, None)] if index else []
+        out.append((phrase_group(group, say, terse=terse), index))
+    if ask.ground:
+        out.append((f"{', ' if terse else ' on a '}{say(ask.ground)} background", None))
+    return out
 
 
 def phrases(text: str) -> list[str]:
@@ -200,7 +207,7 @@ def related(first: list[Thing], second: list[Thing], rng: random.Random) -> str 
     return rng.choice(holding) if holding else None
 
 
-def describe(scene: Scene, rng: random.Random, *, dense: float = 0.4, place: bool = True) -> Ask:
+def describe(scene: Scene, rng: random.Random, *, dense: float = 0.35, place: bool = True) -> Ask:
     """What one web-like caption says of ``scene``: with probability ``dense`` every thing, else only some."""
     things = list(scene.things)
     rng.shuffle(things)
@@ -215,7 +222,7 @@ def describe(scene: Scene, rng: random.Random, *, dense: float = 0.4, place: boo
         else:
             sets.append([thing])
     groups = [group_of(s, lambda p: rng.random() < p) for s in sets]
-    relation = related(sets[0], sets[1], rng) if len(sets) > 1 and rng.random() < 0.2 else None
+    relation = related(sets[0], sets[1], rng) if len(sets) > 1 and rng.random() < 0.35 else None
     if relation:
         groups[:2] = [replace(g, place=None) for g in groups[:2]]
     ground = scene.ground if rng.random() < (0.1 if scene.ground == "plain" else 0.45) else None
@@ -226,10 +233,14 @@ def caption(scene: Scene, rng: random.Random) -> str:
     """A training caption of ``scene``; one in ten is empty, for classifier-free guidance."""
     if rng.random() < 0.1:
         return ""
-    ask = describe(scene, rng)
+    return "".join(text for text, _ in caption_pieces(describe(scene, rng), rng))
+
+
+def caption_pieces(ask: Ask, rng: random.Random) -> list[tuple[str, int | None]]:
+    """The ``pieces`` of one caption that says ``ask``."""
 
     def say(meaning: str) -> str:  # captions rarely use synonyms
         return rng.choice(SYNONYMS[meaning]) if meaning in SYNONYMS and rng.random() < 0.03 else meaning
 
     lead = rng.choice(("a picture of ", "a photo of ")) if rng.random() < 0.06 else ""
-    return lead + phrase(ask, say, terse=rng.random() < 0.35)
+    return [(lead, None), *pieces(ask, say, terse=rng.random() < 0.35)]

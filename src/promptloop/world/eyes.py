@@ -95,5 +95,15 @@ def train(vision: Any, folder: Path, pool: Pool, *, steps: int, seed: int, devic
         found = loss_and_accuracy(eyes, shown, [scenes[i] for i in late])[1]
         return {k: round(v, 3) for k, v in (line | {f"estimate {k}": v for k, v in found.items()}).items()}
 
-    fit(eyes, loss_at, steps=steps, lr=1e-3, folder=folder, average=0.998, check=check, check_every=500)
+    fit(
+        eyes,
+        loss_at,
+        steps=steps,
+        seed=seed,
+        lr=1e-3,
+        folder=folder,
+        average=0.998,
+        check=check,
+        check_every=500,
+    )
     eyes.eval()

@@ -20,6 +20,7 @@ def fit(
     *,
     steps: int,
     lr: float,
+    seed: int,
     folder: Path,
     warmup: int = 200,
     average: float = 0.9995,
@@ -31,21 +32,19 @@ def fit(
 ) -> None:
     """Minimise ``loss_at(step)`` and leave the averaged weights in ``network``.
 
-    ``loss_at`` must depend on the step alone (it makes its own batch from a seed and the step), so a run
-    that was killed goes on from ``folder/state.pt`` exactly. ``check(step)`` is called with the averaged
-    weights in place.
+    ``loss_at`` must depend on ``seed`` and the step alone (it makes its own batch from them), so a run that
+    was killed goes on from ``folder/state.pt`` exactly. ``check(step)`` is called with the averaged weights
+    in place. Raises ``ValueError`` when ``folder`` holds a run with other settings.
     """
+    run = {"steps": steps, "lr": lr, "seed": seed, "warmup": warmup, "average": average,
+           "weight_decay": weight_decay}  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
     trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
     optimizer = adam(trained, weight_decay, lr)
     averaged = {name: p.detach().clone() for name, p in trained.items()}
-    first, spent = 0, 0.0
     state_file = folder / "state.pt"
-    if state_file.exists():
-        state = torch.load(state_file, weights_only=True)
-        network.load_state_dict(state["network"])
-        optimizer.load_state_dict(state["optimizer"])
-        averaged, first, spent = state["averaged"], state["step"], state["seconds"]
+    first, spent = restored(state_file, run, network, optimizer, averaged)
+    cut(folder / "log.jsonl", first)
     began, recent = time.time() - spent, []
     for step in range(first, steps):
         for group in optimizer.param_groups:
@@ -71,7 +70,7 @@ def fit(
             with open(folder / "log.jsonl", "a") as log:
                 log.write(json.dumps(line) + "\n")
         if done % save_every == 0 or done == steps:
-            save(state_file, network, optimizer, averaged, done, time.time() - began)
+            save(state_file, run, network, optimizer, averaged, done, time.time() - began)
     put(trained, averaged)
 
 
@@ -90,6 +89,7 @@ def rate_at(step: int, steps: int, lr: float, warmup: int) -> float:
 
 def save(
     file: Path,
+    run: dict[str, float],
     network: nn.Module,
     optimizer: torch.optim.Optimizer,
     averaged: dict[str, Tensor],
@@ -98,6 +98,7 @@ def save(
 ) -> None:
     """Writes a checkpoint, whole or not at all."""
     state = {
+        "run": run,
         "network": network.state_dict(),
         "optimizer": optimizer.state_dict(),
         "averaged": averaged,
@@ -106,6 +107,33 @@ def save(
     }
     torch.save(state, f"{file}.part")
     os.replace(f"{file}.part", file)
+
+
+def restored(
+    file: Path,
+    run: dict[str, float],
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    averaged: dict[str, Tensor],
+) -> tuple[int, float]:
+    """Puts the checkpoint in place, where there is one; its step and the seconds spent so far."""
+    if not file.exists():
+        return 0, 0.0
+    state = torch.load(file, weights_only=True, map_location="cpu")
+    if state["run"] != run:
+        other = ", ".join(f"{k} {v} (now {run[k]})" for k, v in state["run"].items() if v != run[k])
+        raise ValueError(f"{file.parent} holds a run with {other}: give another --out, or remove that folder")
+    network.load_state_dict(state["network"])
+    optimizer.load_state_dict(state["optimizer"])
+    put(averaged, state["averaged"])
+    return state["step"], state["seconds"]
+
+
+def cut(log: Path, step: int) -> None:
+    """Drops the lines after ``step``: a run that goes on from there writes them again."""
+    if log.exists():
+        kept = [line for line in log.read_text().splitlines(True) if json.loads(line)["step"] <= step]
+        log.write_text("".join(kept))
 
 
 @contextmanager

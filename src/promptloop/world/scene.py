@@ -19,11 +19,15 @@ COLOURS = {
     "purple": (165, 60, 205),
     "orange": (245, 135, 25),
 }
-SIZES = {"small": 5.0, "large": 7.5}  # radius in pixels of the circle; other shapes have a similar area
+SIZES = {"small": 6.0, "large": 9.0}  # radius in pixels of the circle; other shapes have a similar area
 PATTERNS = ("plain", "striped", "dotted")
 GROUNDS = ("plain", "checkered", "lined")
-CELLS = (11.0, 32.0, 53.0)  # centres of the 3x3 layout, in pixels
+CELLS = (12.5, 32.0, 51.5)  # centres of the 3x3 layout, in pixels
 JITTER = 1.0
+SPREAD = (
+    (0, 2, 4, 6, 8),
+    (1, 3, 5, 7),
+)  # a scene's things stand on one of these sets of cells, so none touch
 
 
 @dataclass(frozen=True)
@@ -75,9 +79,9 @@ def random_thing(rng: random.Random, column: int, row: int) -> Thing:
 
 def random_scene(rng: random.Random, count: int | None = None) -> Scene:
     """A scene as the training set has them; things repeat often enough that counting can be learned."""
-    count = count or rng.choices((1, 2, 3, 4), (0.22, 0.43, 0.2, 0.15))[0]
+    count = count or rng.choices((1, 2, 3, 4), (0.06, 0.44, 0.3, 0.2))[0]
     things: list[Thing] = []
-    for place in rng.sample(range(9), count):
+    for place in rng.sample(rng.choices(SPREAD, (0.6, 0.4))[0], count):
         thing = random_thing(rng, place % 3, place // 3)
         if things and rng.random() < 0.3:  # a twin of an earlier one
             twin = rng.choice(things)

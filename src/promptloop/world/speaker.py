@@ -242,7 +242,17 @@ def train(
         network.train()
         return {"held_out_loss": round(sum(losses) / len(losses), 4)}
 
-    fit(network, loss_at, steps=steps, lr=lr, folder=folder, average=0.999, check=check, check_every=500)
+    fit(
+        network,
+        loss_at,
+        steps=steps,
+        seed=seed,
+        lr=lr,
+        folder=folder,
+        average=0.999,
+        check=check,
+        check_every=500,
+    )
     network.eval()
     network.save_pretrained(folder / "model")
     processor.save_pretrained(folder / "model")
