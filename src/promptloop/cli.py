@@ -136,6 +136,37 @@ def demo(
     echo(summary(made))
 
 
+@app.command(
+    epilog="Example: promptloop train mini --steps 20 --out runs/mini",
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)
+def train(
+    context: typer.Context,
+    recipe: Annotated[
+        str, typer.Argument(metavar="RECIPE", help="What to train; mini is the embedded world.")
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", metavar="DIR", help="The run's folder.  [default: runs/RECIPE]"),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in that folder.")] = False,
+    last_good: Annotated[
+        bool, typer.Option("--last-good", help="Pass over damaged checkpoints when resuming.")
+    ] = False,
+) -> None:
+    """Train a prompt policy; any setting of the recipe as --setting value."""
+    from promptloop.recipes.training import run, settings_given
+
+    given = settings_given(context.args)
+    folder = out or Path("runs") / recipe
+    with progress_bar() as tell:
+        echo(run(recipe, given, folder, resume=resume, last_good=last_good, progress=tell, say=warn))
+
+
+def warn(message: str) -> None:
+    echo(f"warning: {message}", err=True)
+
+
 @app.callback(invoke_without_command=True)
 def root(
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,

@@ -31,6 +31,7 @@ ARROWS = {  # room -> the rooms it may import
     "state": {"schedules", "denoisers", "transition", "solvers"},
     "sample": {"schedules", "denoisers", "transition", "solvers", "state"},
     "parameters": {"denoisers", "policies"},
+    "timing": {"policies"},
     "controls": MIDDLE,
     "rollout": TRAIN,
     "objectives": TRAIN,

@@ -1,7 +1,8 @@
-"""A policy shown no estimate, or another sample's: the control arms that tell feedback from mere words."""
+"""A policy shown no estimate, or another sample's, or none now and then: for training and control arms."""
 
 from __future__ import annotations
 
+import random
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -22,11 +23,11 @@ class Shown(Policy):
         return self.policy.image_size
 
     @abstractmethod
-    def estimates(self, requests: Sequence[Request]) -> list[Tensor | None]:
+    def estimates(self, requests: Sequence[Request], seeds: Sequence[int]) -> list[Tensor | None]:
         """What is shown in place of the requests' estimates."""
 
     def write(self, requests: Sequence[Request], seeds: Sequence[int]) -> list[Draft]:
-        shown = zip(requests, self.estimates(requests), strict=True)
+        shown = zip(requests, self.estimates(requests, seeds), strict=True)
         return self.policy.write([replace(request, estimate=estimate) for request, estimate in shown], seeds)
 
     def log_prob(self, drafts: Sequence[Draft]) -> tuple[Tensor, Tensor]:
@@ -40,7 +41,7 @@ class Blind(Shown):
 
     policy: Policy
 
-    def estimates(self, requests: Sequence[Request]) -> list[Tensor | None]:
+    def estimates(self, requests: Sequence[Request], seeds: Sequence[int]) -> list[Tensor | None]:
         return [None] * len(requests)
 
 
@@ -54,7 +55,20 @@ class Shuffled(Shown):
 
     policy: Policy
 
-    def estimates(self, requests: Sequence[Request]) -> list[Tensor | None]:
+    def estimates(self, requests: Sequence[Request], seeds: Sequence[int]) -> list[Tensor | None]:
         if len(requests) == 1 and requests[0].estimate is not None:
             raise ValueError("one request alone has nobody else's estimate to be shown; sample two or more")
         return [requests[k - 1].estimate for k in range(len(requests))]
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Sometimes(Shown):
+    """Shown no estimate with probability `dropout`, drawn from each request's own seed. For training."""
+
+    policy: Policy
+    dropout: float
+
+    def estimates(self, requests: Sequence[Request], seeds: Sequence[int]) -> list[Tensor | None]:
+        drawn = [random.Random(f"image dropout/{seed}").random() for seed in seeds]
+        return [None if u < self.dropout else r.estimate for r, u in zip(requests, drawn, strict=True)]

@@ -11,10 +11,10 @@ from typing import Any
 from PIL import Image
 
 from promptloop.recipes import trace as traces
-from promptloop.recipes.film import Stopwatch
 from promptloop.recipes.filmstrip import filmstrip
 from promptloop.recipes.page import page
 from promptloop.recipes.shot import Shot
+from promptloop.timing import Stopwatch
 
 OURS = re.compile(r"(\d{2,}(-base|-filmstrip)?\.png|trace\.(json|html))")
 

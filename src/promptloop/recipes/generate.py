@@ -16,13 +16,14 @@ from promptloop.controls.prompt import PromptLoop
 from promptloop.denoisers.denoiser import Denoiser
 from promptloop.policies.contract import Draft, Policy
 from promptloop.recipes import parts, trace
-from promptloop.recipes.film import Clock, Film, Stopwatch, TimedPolicy
+from promptloop.recipes.film import Clock, Film
 from promptloop.recipes.folder import check, save
 from promptloop.recipes.job import EMBEDDED_WINDOW, PAPER_WINDOW, Job
 from promptloop.recipes.parts import Part
 from promptloop.recipes.score import score, unscored
 from promptloop.recipes.shot import Frame, Note, Picture, Shot, pixels
 from promptloop.sample import Control, Level, State, default_solver, sample
+from promptloop.timing import Stopwatch, TimedPolicy
 
 Progress = Callable[[str, int, int], None]  # (what is being done, how many are done, how many there are)
 

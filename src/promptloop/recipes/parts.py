@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import json
 import re
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
 import torch
 from safetensors import SafetensorError
@@ -18,9 +19,13 @@ from promptloop.denoisers.denoiser import Denoiser
 from promptloop.policies.contract import Policy
 from promptloop.world import weights
 
+if TYPE_CHECKING:
+    from promptloop.policies.mllm import Mllm
+
 NAMES = {"backbone": ("mini-unet", "mini-flow"), "policy": ("mini-vlm", "none")}
 DOTTED = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+LORA_CONFIG = "adapter_config.json"
 LOADED = {".safetensors", ".bin", ".json", ".txt", ".model", ".jinja", ".py"}
 
 
@@ -64,10 +69,8 @@ def policy(name: str, device: torch.device, dtype: torch.dtype, temperature: flo
     if DOTTED.fullmatch(name):
         return Part(name, made_by(name, Policy, "policy"))
     where, embedded = locate(name, "policy")
-    from promptloop.policies.mllm import Mllm
-
     try:
-        loaded = Mllm.load(where, device=device, dtype=dtype, temperature=temperature)
+        loaded = chat_policy(where, device=device, dtype=dtype, temperature=temperature)
     except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
         why = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(
@@ -76,9 +79,50 @@ def policy(name: str, device: torch.device, dtype: torch.dtype, temperature: flo
     return part(name, loaded, where, embedded)
 
 
+def chat_policy(where: str, **settings: Any) -> Mllm:
+    """The chat model at `where` (folder or hub id); a LoRA's folder brings the weights it belongs to."""
+    from promptloop.policies.mllm import Mllm
+
+    base = lora_base(Path(where))
+    if base is None:
+        return Mllm.load(where, **settings)
+    return Mllm.load(locate(base, "policy")[0], lora=where, **settings)
+
+
+def lora_base(folder: Path) -> str | None:
+    """The name of the weights that the LoRA in `folder` belongs to; None where there is no LoRA."""
+    file = folder / LORA_CONFIG
+    if not file.is_file():
+        return None
+    base = json.loads(file.read_text(encoding="utf-8")).get("base_model_name_or_path")
+    if not base:
+        raise ValueError(f"{file} does not say which weights it belongs to (base_model_name_or_path)")
+    return str(base)
+
+
+def reward(name: str) -> Any:
+    """The reward `name` stands for: the embedded oracle's, or the user's own; ValueError with the nearest."""
+    from promptloop.world.oracle import OracleReward, StrictOracleReward
+
+    if DOTTED.fullmatch(name):
+        made = imported(name, "reward")
+        return made() if isinstance(made, type) else made
+    known = {"oracle": OracleReward, "oracle-strict": StrictOracleReward}
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+        raise ValueError(f"no reward {name!r}; {hint} (or your own package.module:name)")
+    return known[name]()
+
+
 def part(name: str, value: Any, where: str, embedded: bool) -> Part:
     folder = Path(where) if Path(where).is_dir() else snapshot(where)
-    return Part(name, value, folder, folder_digest(folder), embedded)
+    digest, base = folder_digest(folder), lora_base(folder)
+    if base is not None:  # a LoRA is nothing without its base
+        under = locate(base, "policy")[0]
+        below = folder_digest(Path(under) if Path(under).is_dir() else snapshot(under))
+        digest = hashlib.sha256(f"{digest} {below}".encode()).hexdigest()
+    return Part(name, value, folder, digest, embedded)
 
 
 def locate(name: str, role: str) -> tuple[str, bool]:
@@ -94,6 +138,10 @@ def locate(name: str, role: str) -> tuple[str, bool]:
     if any(name in others for others in NAMES.values()):
         raise ValueError(f"{name!r} cannot be the {role}; embedded for that: {', '.join(names)}")
     folder, index = Path(name).expanduser(), "model_index.json" if role == "backbone" else "config.json"
+    if role == "policy" and (folder / "policy" / LORA_CONFIG).is_file():  # the folder of a training run
+        folder = folder / "policy"
+    if role == "policy" and (folder / LORA_CONFIG).is_file():
+        return str(folder.resolve()), False
     if folder.is_dir():
         if not (folder / index).is_file():
             raise ValueError(f"{name} has no {index}, so it cannot be the {role}")
@@ -105,14 +153,20 @@ def locate(name: str, role: str) -> tuple[str, bool]:
     raise ValueError(f"no {role} {name!r}: it is no folder, no hub id owner/name and no embedded one; {hint}")
 
 
-def made_by(name: str, kind: type, role: str) -> Any:
-    """What "package.module:name" stands for: an instance of `kind`, or a callable that returns one."""
+def imported(name: str, role: str) -> Any:
+    """What "package.module:name" stands for; ValueError where it cannot be imported."""
     module, _, attribute = name.partition(":")
     try:
-        value = getattr(import_module(module), attribute)
-        value = value() if callable(value) and not isinstance(value, kind) else value
+        return getattr(import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"{role} {name!r} cannot be imported: {error}") from error
+
+
+def made_by(name: str, kind: type, role: str) -> Any:
+    """What "package.module:name" stands for: an instance of `kind`, or a callable that returns one."""
+    value = imported(name, role)
+    try:
+        value = value() if callable(value) and not isinstance(value, kind) else value
     except TypeError as error:
         raise ValueError(f"{role} {name!r} cannot be called without arguments: {error}") from error
     if not isinstance(value, kind):

@@ -9,11 +9,11 @@ from typing import Any, final
 import torch
 
 from promptloop.recipes import trace as traces
-from promptloop.recipes.film import Stopwatch
 from promptloop.recipes.folder import check
 from promptloop.recipes.generate import Generated, Progress, load, run, silent, written
 from promptloop.recipes.job import Job
 from promptloop.recipes.parts import Part
+from promptloop.timing import Stopwatch
 
 
 @final

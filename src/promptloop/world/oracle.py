@@ -64,6 +64,15 @@ class OracleReward:
         return grade(images, prompts).soft
 
 
+class StrictOracleReward:
+    """The oracle as a reward of 0 or 1: every clause holds or not."""
+
+    differentiable = False
+
+    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        return grade(images, prompts).strict
+
+
 def attribute_scores(reading: Reading, image: int, group: Group) -> dict[str, np.ndarray]:
     """Scores [SLOTS] of each attribute that ``group`` asks for, for every thing found."""
     present = reading.shape[image].max(-1) > 0

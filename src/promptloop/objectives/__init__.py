@@ -1,0 +1,1 @@
+"""Objectives: from rollouts to a loss. One file a family."""

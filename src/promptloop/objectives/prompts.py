@@ -1,0 +1,170 @@
+"""GRPO for the prompt policy: whole trajectories in groups, one advantage for all drafts of an episode.
+
+PromptLoop, arXiv 2510.00430. Where the paper is silent, docs/methods/promptloop.md says what we chose and
+why.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, final
+
+import torch
+from torch import Tensor
+
+from promptloop.objectives.contract import Batch, Objective, Share
+from promptloop.objectives.policy_gradient import Surrogate, group_advantages, policy_gradient
+from promptloop.parameters import reference
+from promptloop.policies.contract import Draft, Request
+from promptloop.policies.mllm import Mllm
+from promptloop.rewards.contract import Reward
+from promptloop.rollout import Geometry, Rollout, rollout
+
+Sum = Callable[[Tensor], Tensor]  # over all processes
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Some drafts with the advantages of their episodes, and the numbers of the whole batch."""
+
+    drafts: tuple[Draft, ...]
+    advantages: Tensor
+    tokens: int
+    rows: int
+    old: Tensor | None = None
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class PromptGRPO(Objective):
+    """`queries(update)` are the texts of one update's groups, in order.
+
+    baseline and scale are `group_advantages`'. kl_to "old" is the direction the paper prints, "reference"
+    the policy before training. `micro_batch` drafts are scored together. With `recompute` (several
+    optimiser steps on one batch) the old log-probs are computed once more in the geometry of training;
+    without it the recorded ones stand and the ratio is 1.
+    """
+
+    denoiser: Any
+    policy: Mllm
+    reward: Reward
+    queries: Callable[[int], Sequence[str]]
+    geometry: Geometry
+    surrogate: Surrogate = Surrogate()
+    seed: int = 0
+    baseline: Literal["mean", "leave-one-out"] = "mean"
+    scale: Literal["group", "batch", "none"] = "group"
+    kl_to: Literal["old", "reference"] = "reference"
+    micro_batch: int = 64
+    recompute: bool = False
+    tolerance: float = 1e-3
+    total: Sum = lambda value: value
+
+    def __post_init__(self) -> None:
+        if self.micro_batch < 1:
+            raise ValueError(f"micro_batch is {self.micro_batch}; it must be at least 1")
+        if self.kl_to not in ("old", "reference"):
+            raise ValueError(f"kl_to is {self.kl_to!r}; choose 'old' or 'reference'")
+
+    # --- before the first update
+
+    def check(self, share: Share) -> None:
+        """The ratio of a fresh draft is 1, rewards are finite, groups divide among the processes."""
+        asked = self.queries(0)
+        if len(asked) != self.geometry.queries:
+            raise ValueError(f"{len(asked)} queries for an update of {self.geometry.queries} groups")
+        share.of_rows(asked)
+        image = torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(self.seed))
+        requests = [
+            Request(q, q, shown, when) for q in asked[:2] for shown, when in ((None, 0.0), (image, 0.5))
+        ]
+        drafts = self.policy.write(requests, list(range(len(requests))))
+        with torch.no_grad():
+            again, mask = self.policy.log_prob(drafts)
+        told = padded([draft.log_probs for draft in drafts], mask).to(again)
+        off = float(((again - told).exp() - 1).abs()[mask].max())
+        if not off <= self.tolerance:
+            raise ValueError(
+                f"log-probs recomputed for training differ from those drawn: the ratio is off 1 by {off:.2g} "
+                f"(tolerance {self.tolerance:g}); use float32, or turn off what changes the network meanwhile"
+            )
+        small = Geometry(
+            queries=1, group=2, refinements=1, denoising_steps=2, guidance=self.geometry.guidance
+        )
+        rollout(self.denoiser, self.policy, self.reward, asked[:1], small, seed=self.seed)
+
+    # --- the two verbs
+
+    def collect(self, update: int, share: Share) -> Batch:
+        first, asked = share.of_rows(self.queries(update))
+        training = self.policy.network.training
+        self.policy.network.eval()
+        made = rollout(self.denoiser, self.policy, self.reward, asked, self.geometry,
+                       seed=self.seed + update, first=first)  # fmt: skip
+        self.policy.network.train(training)
+        advantages, telling = group_advantages(
+            made.rewards, self.geometry.group, baseline=self.baseline, scale=self.scale
+        )
+        pairs = [
+            (draft, advantages[e]) for e, written in enumerate(made.drafts) if telling[e] for draft in written
+        ]
+        pairs.sort(key=lambda pair: len(pair[0].tokens))  # little padding
+        count = torch.tensor(
+            [sum(len(d.tokens) for d, _ in pairs), len(pairs)], device=self.policy.network.device
+        )
+        tokens, rows = (int(n) for n in self.total(count))
+        began = time.perf_counter()
+        parts = []
+        for k in range(0, len(pairs), self.micro_batch):
+            some = pairs[k : k + self.micro_batch]
+            drafts = tuple(draft for draft, _ in some)
+            part = Part(drafts, torch.stack([a for _, a in some]), tokens, rows, self._old(drafts))
+            parts.append(part)
+        seconds = {**made.seconds, "old log-probs": time.perf_counter() - began}
+        return Batch(tuple(parts), described(made, telling, self.geometry.group), seconds, made)
+
+    def loss(self, part: Part) -> tuple[Tensor, dict[str, Tensor]]:
+        before = None
+        if self.surrogate.kl_weight and self.kl_to == "reference":
+            with torch.no_grad(), reference(self.policy.network):
+                before, _ = self.policy.log_prob(part.drafts)
+        log_probs, mask = self.policy.log_prob(part.drafts)
+        return policy_gradient(
+            log_probs,
+            part.advantages.to(log_probs),
+            mask,
+            self.surrogate,
+            old=part.old,
+            reference=before,
+            tokens=part.tokens,
+            drafts=part.rows,
+        )
+
+    @torch.no_grad()
+    def _old(self, drafts: Sequence[Draft]) -> Tensor | None:
+        return self.policy.log_prob(drafts)[0] if self.recompute else None
+
+
+def padded(rows: Sequence[Tensor], mask: Tensor) -> Tensor:
+    """Rows of different length as one tensor of the mask's shape, 0 where nothing is."""
+    out = torch.zeros(mask.shape)
+    for k, row in enumerate(rows):
+        out[k, : len(row)] = row
+    return out
+
+
+def described(made: Rollout, telling: Tensor, group: int) -> dict[str, float]:
+    """What a run's log says of a rollout."""
+    drafts = [draft for written in made.drafts for draft in written]
+    groups = made.rewards.view(-1, group)
+    return {
+        "reward": float(made.rewards.mean()),
+        "reward_spread": float(groups.std(1).mean()),
+        "groups_dropped": float((~telling).view(-1, group)[:, 0].float().mean()),
+        "tokens_per_draft": sum(len(d.tokens) for d in drafts) / len(drafts),
+        "kept": sum(d.kept == "same" for d in drafts) / len(drafts),
+        "refused": sum(d.refused for d in drafts) / len(drafts),
+    }

@@ -1,0 +1,124 @@
+"""What is trained: a LoRA or all weights of a network; and the networks beside it, reference and average."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Literal, final
+
+import torch
+from torch import Tensor, nn
+
+from promptloop.policies.mllm import Mllm
+
+
+@final
+@dataclass(frozen=True)
+class LoRA:
+    """Low-rank updates (arXiv 2106.09685) of the linear layers whose names end in one of `targets`.
+
+    `targets` "all-linear" means every linear layer but the output head, as peft has it.
+    """
+
+    rank: int = 16
+    alpha: int = 32
+    targets: tuple[str, ...] | Literal["all-linear"] = "all-linear"
+
+    def __post_init__(self) -> None:
+        if self.rank < 1 or self.alpha < 1:
+            raise ValueError(f"rank is {self.rank}, alpha {self.alpha}; both must be at least 1")
+
+
+def with_lora(policy: Mllm, settings: LoRA, *, seed: int, base: str | None = None) -> Mllm:
+    """The policy with a fresh LoRA, which alone is trained; its second factor is 0, so nothing changes yet.
+
+    `base` is written into the LoRA's config as the weights it belongs to.
+    """
+    from peft import LoraConfig, PeftModel, get_peft_model
+
+    if isinstance(policy.network, PeftModel):
+        return policy
+    wanted = settings.targets if isinstance(settings.targets, str) else list(settings.targets)
+    config = LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=wanted, lora_dropout=0.0)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = get_peft_model(policy.network, config)
+    if base is not None:
+        network.peft_config["default"].base_model_name_or_path = base
+    return replace(policy, network=network)
+
+
+def fully(policy: Mllm) -> Mllm:
+    """The policy with all its weights trained."""
+    policy.network.requires_grad_(True)
+    return policy
+
+
+def trained(network: nn.Module) -> dict[str, nn.Parameter]:
+    """Name -> parameter of what is trained; ValueError where nothing is."""
+    found = {name: p for name, p in network.named_parameters() if p.requires_grad}
+    if not found:
+        raise ValueError("nothing is trained: every weight is frozen; give a LoRA or train all weights")
+    return found
+
+
+@contextmanager
+def reference(network: Any, weights: Mapping[str, Tensor] | None = None) -> Iterator[None]:
+    """Inside, `network` is what it was before training: its LoRA off, or `weights` in place of its own."""
+    if hasattr(network, "disable_adapter"):
+        with network.disable_adapter():
+            yield
+        return
+    if weights is None:
+        raise ValueError(
+            "a fully trained network has no reference of its own; give the weights it began with"
+        )
+    with in_place(trained(network), weights):
+        yield
+
+
+@final
+class Averaged:
+    """An exponential moving average of trained parameters, warmed up so that early weights do not linger."""
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter], decay: float) -> None:
+        if not 0 <= decay < 1:
+            raise ValueError(f"the average's decay is {decay}; give 0 <= decay < 1")
+        self.parameters, self.decay, self.updates = parameters, decay, 0
+        self.weights: dict[str, Tensor] = {name: p.detach().clone() for name, p in parameters.items()}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Takes the present weights in."""
+        self.updates += 1
+        keep = min(self.decay, self.updates / (self.updates + 9))
+        for name, p in self.parameters.items():
+            self.weights[name].lerp_(p.detach().to(self.weights[name]), 1 - keep)
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Inside, the averaged weights stand in for the trained ones."""
+        with in_place(self.parameters, self.weights):
+            yield
+
+
+@contextmanager
+def in_place(parameters: Mapping[str, nn.Parameter], weights: Mapping[str, Tensor]) -> Iterator[None]:
+    """Puts `weights` into `parameters` inside a `with` block; the old values come back bit for bit."""
+    kept = {name: p.detach().clone() for name, p in parameters.items()}
+    put(parameters, weights)
+    try:
+        yield
+    finally:
+        put(parameters, kept)
+
+
+@torch.no_grad()
+def put(parameters: Mapping[str, nn.Parameter], weights: Mapping[str, Tensor]) -> None:
+    """Copies `weights` into `parameters`; ValueError where their names differ."""
+    if parameters.keys() != weights.keys():
+        odd = sorted(parameters.keys() ^ weights.keys())[0]
+        raise ValueError(f"the weights do not fit what is trained: {odd!r} is on one side only")
+    for name, p in parameters.items():
+        p.copy_(weights[name])

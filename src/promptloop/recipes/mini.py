@@ -1,0 +1,179 @@
+"""`promptloop train mini`: GRPO of the embedded policy on the embedded world, or of another in the same
+way.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, final
+
+import torch
+
+from promptloop.objectives.contract import Batch
+from promptloop.objectives.policy_gradient import Surrogate
+from promptloop.objectives.prompts import PromptGRPO
+from promptloop.parameters import LoRA, with_lora
+from promptloop.recipes import parts, runs
+from promptloop.recipes.sheet import write_sheet
+from promptloop.rollout import Geometry
+from promptloop.train import Line, Training, train
+from promptloop.watch import HackingWatch
+from promptloop.world.queries import TASKS, random_query
+
+Progress = Callable[[str, int, int], None]
+
+
+@final
+@dataclass(frozen=True)
+class Mini:
+    """All settings of the run. `steps` are updates of the policy, each on `queries` groups of `group`
+    episodes.
+
+    `reward` and `gold` (the hacking watch's, never trained on) are "oracle", "oracle-strict", "none" (gold)
+    or your own "package.module:name". `Geometry`, `Surrogate`, `LoRA` and `Training` say what the others
+    mean.
+    """
+
+    steps: int = 120
+    backbone: str = "mini-unet"
+    policy: str = "mini-vlm"
+    reward: str = "oracle"
+    gold: str = "oracle-strict"
+    seed: int = 0
+    queries: int = 12
+    group: int = 8
+    refinements: int = 5
+    window: tuple[float, float] = (0.0, 0.6)
+    plan: Literal["even", "random"] = "random"
+    loop: Literal["closed", "open"] = "closed"
+    denoising_steps: int = 20
+    guidance: float = 5.0
+    noise: Literal["shared", "fresh"] = "shared"
+    image_dropout: float = 0.1
+    temperature: float = 1.0
+    max_new_tokens: int = 32
+    lr: float = 1e-3
+    epochs: int = 1
+    rank: int = 16
+    clip: float = 0.2
+    kl_weight: float = 0.0
+    kl_to: Literal["old", "reference"] = "reference"
+    per: Literal["token", "draft", "constant"] = "token"
+    baseline: Literal["mean", "leave-one-out"] = "mean"
+    scale: Literal["group", "batch", "none"] = "group"
+    micro_batch: int = 64
+    max_batch: int = 96
+    average: float = 0.0
+    sheet_every: int = 20
+    save_every: int = 5
+    device: str = "auto"
+
+    def geometry(self) -> Geometry:
+        return Geometry(self.queries, self.group, self.refinements, self.window, self.plan, self.loop,
+                        self.denoising_steps, self.guidance, self.noise, self.image_dropout,
+                        self.max_batch)  # fmt: skip
+
+    def surrogate(self) -> Surrogate:
+        return Surrogate(self.clip, None, self.kl_weight, self.per, self.max_new_tokens)
+
+    def training(self) -> Training:
+        return Training(self.steps, self.epochs, self.lr, save_every=self.save_every, average=self.average)
+
+    def __post_init__(self) -> None:
+        self.geometry(), self.surrogate(), self.training(), LoRA(self.rank, 2 * self.rank)
+        if self.reward == "none":
+            raise ValueError("there is no reward to train on; give --reward oracle or your own module:name")
+
+
+def mini(
+    settings: Mini,
+    run: Path,
+    *,
+    resume: bool = False,
+    last_good: bool = False,
+    progress: Progress | None = None,
+    say: Callable[[str], None] = print,
+    stop_at: int | None = None,
+) -> dict[str, Any]:
+    """Trains, and leaves in `run` the policy (`run/policy`), checkpoints, metrics, sheets and a card."""
+    names(settings)
+    runs.begin(run, "mini", settings, resume=resume)
+    device = parts.device_named(settings.device)
+    objective = objective_of(settings, device)
+    gold = None if settings.gold == "none" else parts.reward(settings.gold)
+    watch = HackingWatch(settings.group, gold, say)
+
+    def sheet(update: int, batch: Batch, line: Line) -> Line:
+        if update % settings.sheet_every == 0 or update == 1:
+            write_sheet(run, update, batch.shown, settings.denoising_steps, settings.group)
+        return {}
+
+    def tell(update: int, batch: Batch, line: Line) -> Line:
+        if progress is not None:
+            progress(f"reward {line['reward']:.3f}", update, settings.steps)
+        return {}
+
+    network = objective.policy.network
+    done = train(
+        objective,
+        network,
+        settings.training(),
+        run,
+        save=network.save_pretrained,
+        after=[watch, sheet, tell],
+        last_good=last_good,
+        stop_at=stop_at,
+    )
+    network.save_pretrained(run / runs.POLICY)
+    runs.card(run, "mini", settings, device)
+    return {"updates": done, "settings": asdict(settings), "lines": runs.lines(run)}
+
+
+def names(settings: Mini) -> None:
+    """Refuses names that lead nowhere before anything is loaded."""
+    parts.locate(settings.backbone, "backbone")
+    if settings.policy == "none":
+        raise ValueError("policy 'none' has nothing to train; give mini-vlm, a chat model or a run's folder")
+    parts.locate(settings.policy, "policy")
+    parts.reward(settings.reward)
+    if settings.gold != "none":
+        parts.reward(settings.gold)
+
+
+def objective_of(settings: Mini, device: torch.device) -> PromptGRPO:
+    """Backbone, policy with a LoRA, and reward, loaded and put together."""
+    backbone = parts.backbone(settings.backbone, device, torch.float32).value
+    policy = parts.chat_policy(
+        parts.locate(settings.policy, "policy")[0],
+        device=device,
+        temperature=settings.temperature,
+        max_new_tokens=settings.max_new_tokens,
+    )
+    lora = LoRA(settings.rank, 2 * settings.rank)
+    return PromptGRPO(
+        denoiser=backbone,
+        policy=with_lora(policy, lora, seed=settings.seed, base=settings.policy),
+        reward=parts.reward(settings.reward),
+        queries=lambda update: asked(settings, update),
+        geometry=settings.geometry(),
+        surrogate=settings.surrogate(),
+        seed=1_000_003 * settings.seed,
+        baseline=settings.baseline,
+        scale=settings.scale,
+        kl_to=settings.kl_to,
+        micro_batch=settings.micro_batch,
+        recompute=settings.epochs > 1,
+    )
+
+
+def asked(settings: Mini, update: int) -> list[str]:
+    """The queries of one update, from the training side of the split, in turn over the tasks."""
+    first = update * settings.queries
+    rows = range(first, first + settings.queries)
+    return [
+        random_query(TASKS[i % len(TASKS)], random.Random(f"{settings.seed}/grpo/{i}"), held_out=False).text
+        for i in rows
+    ]

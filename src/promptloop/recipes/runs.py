@@ -1,0 +1,143 @@
+"""A run's folder: its config, its policy, its card. Everything in it is plain JSON, safetensors or
+Markdown.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from promptloop import __version__
+from promptloop.recipes import trace
+
+CONFIG = "config.json"
+POLICY = "policy"
+S = TypeVar("S")
+
+
+def settings_from(kind: type[S], values: Mapping[str, Any]) -> S:
+    """A settings dataclass from names and values (texts are read as its fields' types).
+
+    ValueError naming the nearest field for an unknown name, and what was wanted for a value of another kind.
+    """
+    hints = typing.get_type_hints(kind)
+    known = {f.name for f in fields(kind)}  # type: ignore[arg-type]
+    for name in values:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(known))}"
+            raise ValueError(f"unknown setting {name!r}; {hint}")
+    return kind(**{name: read_as(hints[name], value, name) for name, value in values.items()})
+
+
+def read_as(wanted: Any, value: Any, name: str) -> Any:
+    """`value` as the type `wanted`; ValueError where it is not one."""
+    options = typing.get_args(wanted)
+    if typing.get_origin(wanted) is typing.Literal:
+        if value not in options:
+            near = difflib.get_close_matches(str(value), [str(o) for o in options], n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(map(str, options))}"
+            raise ValueError(f"{name} is {value!r}; {hint}")
+        return value
+    if typing.get_origin(wanted) in (types.UnionType, typing.Union):
+        if value is None or value == "none" and str not in options:
+            return None
+        return read_as(next(o for o in options if o is not types.NoneType), value, name)
+    try:
+        if typing.get_origin(wanted) is tuple:
+            parts = value.replace(",", " ").split() if isinstance(value, str) else list(value)
+            if len(parts) != len(options):
+                raise ValueError
+            return tuple(read_as(o, part, name) for o, part in zip(options, parts, strict=True))
+        if wanted is bool and isinstance(value, str):
+            return {"true": True, "false": False, "yes": True, "no": False}[value.lower()]
+        if wanted is int and (isinstance(value, bool) or float(value) != int(value)):
+            raise ValueError
+        return wanted(value)
+    except (ValueError, KeyError, TypeError):
+        kind = getattr(wanted, "__name__", str(wanted)) if not options else "tuple"
+        raise ValueError(f"{name} is {value!r}; it must be of kind {kind}") from None
+
+
+def begin(run: Path, recipe: str, settings: Any, *, resume: bool) -> None:
+    """Makes the folder and writes its config, or checks that it holds this very run.
+
+    ValueError where there is a run and `resume` was not asked for, or one with other settings.
+    """
+    file = run / CONFIG
+    config = json.loads(json.dumps({"recipe": recipe, "settings": asdict(settings)}))
+    if file.exists():
+        found = json.loads(file.read_text(encoding="utf-8"))
+        if not resume:
+            raise ValueError(f"{run} holds a run; give --resume to go on with it, or another --out")
+        ours, theirs = config["settings"], found.get("settings", {})
+        other = [k for k in sorted({*ours, *theirs}) if ours.get(k) != theirs.get(k)]
+        if found.get("recipe") != recipe or other:
+            told = ", ".join(f"{k} {theirs.get(k)} (now {ours.get(k)})" for k in other) or found.get("recipe")
+            raise ValueError(f"{run} holds a run with {told}; resume with its own settings")
+        return
+    if resume:
+        raise ValueError(f"{run} holds no run to resume")
+    if run.exists() and any(run.iterdir()):
+        raise ValueError(f"{run} is not empty; give another --out")
+    run.mkdir(parents=True, exist_ok=True)
+    part = file.with_suffix(".part")
+    part.write_text(json.dumps({**config, "promptloop": __version__}, indent=1), encoding="utf-8")
+    part.replace(file)
+
+
+def settings_of(run: Path, kind: type[S]) -> S:
+    """The settings a run was begun with; ValueError where the folder holds none."""
+    if not (run / CONFIG).is_file():
+        raise ValueError(f"{run} holds no run ({CONFIG} is missing)")
+    return settings_from(kind, json.loads((run / CONFIG).read_text(encoding="utf-8"))["settings"])
+
+
+def lines(run: Path) -> list[dict[str, float]]:
+    """The metrics of every update so far."""
+    file = run / "metrics.jsonl"
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def card(run: Path, recipe: str, settings: Any, device: Any) -> None:
+    """Writes the model card, README.md: how the policy was made, what it reached, how to use it."""
+    seen = lines(run)
+    first, last = (seen[0], seen[-1]) if seen else ({}, {})
+    rows = [f"| {name} | {value} |" for name, value in asdict(settings).items()]
+    numbers = [
+        f"| {name} | {first[name]:.4f} | {last[name]:.4f} |"
+        for name in last
+        if not name.startswith("seconds/")
+    ]
+    stack = ", ".join(f"{k} {v}" for k, v in trace.environment(device).items())
+    text = f"""---
+library_name: peft
+license: apache-2.0
+tags: [promptloop, text-to-image, grpo]
+---
+
+# A prompt policy trained by `promptloop train {recipe}`
+
+It writes prompts inside the sampling loop of a text-to-image model (PromptLoop, arXiv 2510.00430).
+
+```sh
+promptloop generate "two red circles left of a blue star" --policy {run.name} --compare --out out
+```
+
+| setting | value |
+|---|---|
+{chr(10).join(rows)}
+
+| metric | first update | update {int(last.get("update", 0))} |
+|---|---|---|
+{chr(10).join(numbers)}
+
+Made with {stack}.
+"""
+    (run / "README.md").write_text(text, encoding="utf-8")

@@ -1,0 +1,70 @@
+"""From `promptloop train RECIPE --key value ...` to a run: which recipes there are, and their settings."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from promptloop.recipes import runs
+
+RECIPES = {  # name -> "module:settings module:function"
+    "mini": ("promptloop.recipes.mini:Mini", "promptloop.recipes.mini:mini"),
+}
+
+
+def settings_given(arguments: Sequence[str]) -> dict[str, str]:
+    """`--key value` and `--key=value` as a dict; ValueError for anything else."""
+    given: dict[str, str] = {}
+    rest = list(arguments)
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("--") or len(word) < 3:
+            raise ValueError(f"{word!r} has no place here; settings are given as --key value")
+        key, equals, value = word[2:].partition("=")
+        key = key.replace("-", "_")
+        if not equals:
+            if not rest:
+                raise ValueError(f"--{key} lacks its value")
+            value = rest.pop(0)
+        if key in given:
+            raise ValueError(f"--{key} is given twice")
+        given[key] = value
+    return given
+
+
+def recipe_named(name: str) -> tuple[Any, Callable[..., dict[str, Any]]]:
+    """The settings class and the function of a recipe; ValueError with the nearest name."""
+    if name not in RECIPES:
+        near = difflib.get_close_matches(name, RECIPES, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"recipes: {', '.join(RECIPES)}"
+        raise ValueError(f"no recipe {name!r}; {hint}")
+    kind, function = (found(where) for where in RECIPES[name])
+    return kind, function
+
+
+def found(where: str) -> Any:
+    module, _, attribute = where.partition(":")
+    return getattr(import_module(module), attribute)
+
+
+def run(recipe: str, given: Mapping[str, Any], folder: Path, *, resume: bool, **others: Any) -> str:
+    """Runs the recipe in `folder`; what the terminal says at the end.
+
+    With `resume` the folder's own settings stand, and `given` must not contradict them.
+    """
+    kind, function = recipe_named(recipe)
+    if resume:
+        stored = runs.settings_of(folder, kind)
+        settings = runs.settings_from(kind, {**vars(stored), **given})
+    else:
+        settings = runs.settings_from(kind, given)
+    done = function(settings, folder, resume=resume, **others)
+    lines = done["lines"]
+    reached = f"reward {lines[0]['reward']:.3f} -> {lines[-1]['reward']:.3f}" if lines else "no update made"
+    return (
+        f"{done['updates']} updates, {reached}; policy, metrics, sheets and card in {folder}\n"
+        f'try it: promptloop generate "a red circle left of a blue star" --policy {folder} --compare --out out'
+    )

@@ -1,0 +1,5 @@
+"""Rewards: callables from images and the user's queries to one number each, higher is better."""
+
+from promptloop.rewards.contract import Reward, scored
+
+__all__ = ["Reward", "scored"]

@@ -1,0 +1,133 @@
+"""The rollout loop: queries become whole trajectories with drafts, and these become rewards, in groups.
+
+An episode is one full denoising trajectory in which the policy writes `refinements` prompts. A group is
+`group` episodes of one query. Only the finished image is rewarded, for the user's query.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, final
+
+import torch
+from torch import Tensor
+
+from promptloop.controls.guidance import CFG
+from promptloop.controls.prompt import PromptLoop
+from promptloop.policies.contract import Draft, Policy
+from promptloop.policies.shown import Sometimes
+from promptloop.rewards.contract import Reward, scored
+from promptloop.sample import Control, default_solver, sample
+from promptloop.solvers import Solver
+from promptloop.timing import Stopwatch, TimedPolicy
+
+
+@final
+@dataclass(frozen=True)
+class Geometry:
+    """How a batch of episodes is made.
+
+    `queries` groups of `group` episodes, `refinements` drafts in each, inside `window` of `denoising_steps`
+    steps; where they happen is drawn anew for every episode (plan "random", as in the paper) or even.
+    noise "shared" starts all episodes of a group from the same noise, so that a group's rewards differ by its
+    prompts alone; "fresh" gives each its own. With probability `image_dropout` a draft is written without its
+    estimate, so that open-loop inference stays in distribution.
+    """
+
+    queries: int = 12
+    group: int = 8
+    refinements: int = 5
+    window: tuple[float, float] = (0.0, 1.0)
+    plan: Literal["even", "random"] = "random"
+    loop: Literal["closed", "open"] = "closed"
+    denoising_steps: int = 20
+    guidance: float = 5.0
+    noise: Literal["shared", "fresh"] = "shared"
+    image_dropout: float = 0.1
+    max_batch: int = 96
+
+    def __post_init__(self) -> None:
+        for name, least in {"queries": 1, "group": 2, "refinements": 1, "denoising_steps": 1}.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+        if self.max_batch < 1:
+            raise ValueError(f"max_batch is {self.max_batch}; it must be at least 1")
+        if not 0 <= self.image_dropout <= 1:
+            raise ValueError(f"image_dropout is {self.image_dropout}; it is a probability")
+        if self.noise not in ("shared", "fresh"):
+            raise ValueError(f"noise is {self.noise!r}; choose 'shared' or 'fresh'")
+
+    @property
+    def episodes(self) -> int:
+        return self.queries * self.group
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Rollout:
+    """E episodes, group after group: their drafts in the order written, images [E, 3, H, W], rewards [E]."""
+
+    queries: tuple[str, ...]
+    seeds: tuple[int, ...]
+    drafts: tuple[tuple[Draft, ...], ...]
+    images: Tensor
+    rewards: Tensor
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+@torch.no_grad()
+def rollout(
+    denoiser: Any,
+    policy: Policy,
+    reward: Reward,
+    queries: Sequence[str],
+    geometry: Geometry,
+    *,
+    seed: int,
+    first: int = 0,
+    controls: Sequence[Control] = (),
+    solver: Solver | None = None,
+) -> Rollout:
+    """One group of episodes for each query. Episode (query i, member j) is a function of (seed, first + i,
+    j).
+
+    `first` is the place of queries[0] in the whole batch, where several processes share it. `controls` follow
+    the prompt loop and stand before guidance.
+    """
+    group = geometry.group
+    asked = [query for query in queries for _ in range(group)]
+    places = [(first + i, j) for i in range(len(queries)) for j in range(group)]
+    seeds = [derived(seed, "episode", i, j) for i, j in places]
+    shared = geometry.noise == "shared"
+    noise = denoiser.noise([derived(seed, "noise", i, 0 if shared else j) for i, j in places])
+    watch = Stopwatch()
+    timed = TimedPolicy(Sometimes(policy, geometry.image_dropout), watch)
+    loop = PromptLoop(timed, geometry.refinements, geometry.window, geometry.plan, geometry.loop)
+    solver = default_solver(denoiser) if solver is None else solver
+    with watch("denoiser"):
+        end = sample(
+            denoiser,
+            asked,
+            seeds=seeds,
+            steps=geometry.denoising_steps,
+            solver=solver,
+            controls=[loop, *controls, CFG(geometry.guidance)],
+            noise=noise,
+            max_batch=geometry.max_batch,
+            decode=False,
+        )
+    with watch("decode"):
+        parts = end.state.x.split(geometry.max_batch)
+        images = torch.cat([denoiser.decode(part).clamp(0, 1) for part in parts])
+    with watch("reward"):
+        rewards = scored(reward, images, asked)
+    drafts = end.state.memory["drafts"]
+    return Rollout(tuple(asked), tuple(seeds), drafts, images.cpu(), rewards, watch.seconds)
+
+
+def derived(seed: int, *place: Any) -> int:
+    """A 63-bit seed: a function of its arguments, the same in every process."""
+    text = "/".join(map(str, (seed, *place)))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1

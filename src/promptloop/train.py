@@ -1,0 +1,236 @@
+"""The training loop: collect, loss, step; log, checkpoint, resume. What is trained and why is the
+objective's.
+
+A run that was killed and resumed equals the run that was not, bit for bit on a CPU: every batch is a
+function of the update's number, and a checkpoint holds the rest.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from promptloop import checkpoint
+from promptloop.objectives.contract import Batch, Objective, Share
+from promptloop.parameters import Averaged, put, trained
+from promptloop.timing import Stopwatch
+
+Line = dict[str, float]
+After = Callable[[int, Batch, Line], Line]  # (updates done, batch, metrics) -> metrics to add
+
+
+@final
+@dataclass(frozen=True)
+class Training:
+    """`updates` batches with `epochs` optimiser steps on each; learning rate `lr` after `warmup` updates.
+
+    `average` is the decay of the weights' moving average, which is what is saved as the result (0: none).
+    """
+
+    updates: int = 100
+    epochs: int = 1
+    lr: float = 1e-3
+    warmup: int = 5
+    decay_to: float = 0.1
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.99)
+    max_grad_norm: float = 1.0
+    average: float = 0.0
+    save_every: int = 10
+    keep: int = 3
+
+    def __post_init__(self) -> None:
+        least = {"updates": 1, "epochs": 1, "warmup": 0, "save_every": 1, "keep": 1, "decay_to": 0}
+        for name, value in least.items():
+            if getattr(self, name) < value:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {value}")
+        if not 0 < self.lr < math.inf or not self.max_grad_norm > 0:
+            raise ValueError(f"lr is {self.lr}, max_grad_norm {self.max_grad_norm}; both must be positive")
+
+    def rate(self, update: int) -> float:
+        """Linear warm-up, then a cosine down to `decay_to` of lr."""
+        rise = min(1.0, (update + 1) / max(self.warmup, 1))
+        fall = 0.5 * (1 + math.cos(math.pi * update / self.updates))
+        return self.lr * rise * (self.decay_to + (1 - self.decay_to) * fall)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Processes:
+    """The processes of a run, through accelerate (None: this one alone)."""
+
+    accelerator: Any = None
+
+    @property
+    def share(self) -> Share:
+        a = self.accelerator
+        return Share() if a is None else Share(a.process_index, a.num_processes)
+
+    def total(self, value: Tensor) -> Tensor:
+        """The sum over all processes."""
+        return value if self.share.of == 1 else self.accelerator.reduce(value, "sum")
+
+    def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Adds up the gradients of all processes: their losses are parts of one batch's."""
+        if self.share.of == 1:
+            return
+        flat = torch.cat(
+            [(p.grad if p.grad is not None else torch.zeros_like(p)).flatten() for p in parameters]
+        )
+        flat = self.total(flat)
+        for p, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+            p.grad = part.view_as(p).clone()
+
+
+def train(
+    objective: Objective,
+    network: nn.Module,
+    settings: Training,
+    run: Path,
+    *,
+    processes: Processes | None = None,
+    save: Callable[[Path], None] | None = None,
+    after: Sequence[After] = (),
+    last_good: bool = False,
+    stop_at: int | None = None,
+) -> int:
+    """Trains to `settings.updates` (or `stop_at`), going on from the newest checkpoint in `run`; the last
+    update.
+
+    `save` adds the run's own files to a checkpoint. `after` sees every batch, may add metrics, and is where
+    sheets and the hacking watch are hooked in. Metrics are appended to `run/metrics.jsonl`.
+    """
+    processes = processes or Processes()
+    parameters = trained(network)
+    optimizer = torch.optim.AdamW(
+        parameters.values(), lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay
+    )
+    averaged = Averaged(parameters, settings.average) if settings.average else None
+    found = checkpoint.read(run, last_good=last_good)
+    first = 0 if found is None else restored(found, parameters, optimizer, averaged)
+    main = processes.share.rank == 0
+    cut(run / "metrics.jsonl", first) if main else None
+    objective.check(processes.share)
+    if found is not None:
+        checkpoint.set_generators(found.tensors, found.state["generators"])
+    last = min(settings.updates, stop_at or settings.updates)
+    for update in range(first, last):
+        for group in optimizer.param_groups:
+            group["lr"] = settings.rate(update)
+        batch, line = one_update(objective, optimizer, parameters, settings, update, processes)
+        if averaged is not None:
+            averaged.update()
+        done = update + 1
+        line = {"update": done, "lr": settings.rate(update), **line}
+        for hook in after:
+            line |= hook(done, batch, line)
+        if main:
+            with open(run / "metrics.jsonl", "a") as log:
+                log.write(json.dumps({k: round(v, 6) for k, v in line.items()}) + "\n")
+        if main and (done % settings.save_every == 0 or done == last):
+            tensors, state = held(parameters, optimizer, averaged, done)
+            checkpoint.write(run, done, tensors, state, add=save, keep=settings.keep)
+    if averaged is not None:
+        put(parameters, averaged.weights)
+    return last
+
+
+def one_update(
+    objective: Objective,
+    optimizer: torch.optim.Optimizer,
+    parameters: dict[str, nn.Parameter],
+    settings: Training,
+    update: int,
+    processes: Processes,
+) -> tuple[Batch, Line]:
+    """Collects one batch and takes `epochs` steps on it. ValueError where the loss is not finite."""
+    watch = Stopwatch()
+    batch = objective.collect(update, processes.share)
+    sums: dict[str, float] = {}
+    norm = 0.0
+    with watch("update"):
+        for _ in range(settings.epochs):
+            optimizer.zero_grad(set_to_none=True)
+            sums = {"loss": 0.0}
+            for part in batch.parts:
+                loss, metrics = objective.loss(part)
+                if not bool(loss.isfinite()):
+                    raise ValueError(
+                        f"the loss of update {update + 1} is {loss.item()}; nothing was changed by it"
+                    )
+                loss.backward()
+                for name, value in {"loss": loss.detach(), **metrics}.items():
+                    sums[name] = sums.get(name, 0.0) + float(value)
+            processes.sum_gradients(list(parameters.values()))
+            given = [p for p in parameters.values() if p.grad is not None]
+            if given:
+                norm = float(nn.utils.clip_grad_norm_(given, settings.max_grad_norm))
+                optimizer.step()
+    tokens = sums.pop("tokens", 0.0) or 1.0
+    means = {name: value if name == "loss" else value / tokens for name, value in sums.items()}
+    seconds = {f"seconds/{name}": value for name, value in {**batch.seconds, **watch.seconds}.items()}
+    return batch, {**batch.metrics, **means, "gradient_norm": norm, "tokens": tokens, **seconds}
+
+
+# --- what a checkpoint holds
+
+
+def held(
+    parameters: dict[str, nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    averaged: Averaged | None,
+    done: int,
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Everything that the next update depends on: weights, optimiser, average, generators, counters."""
+    tensors: dict[str, Tensor] = {f"weight.{name}": p for name, p in parameters.items()}
+    for name, p in parameters.items():
+        for key, value in optimizer.state.get(p, {}).items():
+            tensors[f"optimizer.{key}.{name}"] = torch.as_tensor(value)
+    if averaged is not None:
+        tensors |= {f"average.{name}": value for name, value in averaged.weights.items()}
+    numbers, words = checkpoint.generators()
+    state = {
+        "update": done,
+        "average_updates": averaged.updates if averaged else 0,
+        "generators": words,
+        "time": time.time(),
+    }
+    return tensors | numbers, state
+
+
+def restored(
+    found: checkpoint.Checkpoint,
+    parameters: dict[str, nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    averaged: Averaged | None,
+) -> int:
+    """Puts a checkpoint in place; the number of updates it has seen."""
+
+    def under(prefix: str) -> dict[str, Tensor]:
+        return {n.removeprefix(prefix): t for n, t in found.tensors.items() if n.startswith(prefix)}
+
+    put(parameters, under("weight."))
+    for key in ("step", "exp_avg", "exp_avg_sq"):
+        for name, value in under(f"optimizer.{key}.").items():
+            p = parameters[name]
+            place = value.device if key == "step" else p.device
+            optimizer.state[p][key] = value.to(place, copy=True)
+    if averaged is not None:
+        averaged.weights = {n: t.to(parameters[n].device) for n, t in under("average.").items()}
+        averaged.updates = int(found.state["average_updates"])
+    return int(found.state["update"])
+
+
+def cut(log: Path, update: int) -> None:
+    """Drops the lines after `update`: a run that goes on from there writes them again."""
+    if log.exists():
+        kept = [line for line in log.read_text().splitlines(True) if json.loads(line)["update"] <= update]
+        log.write_text("".join(kept))

@@ -1,0 +1,123 @@
+"""The hacking watch: what to see beside the trained reward, and when to warn that it is being gamed.
+
+Known ways to game an image reward are emptied scenes, grids and texture, lost diversity, and prompts that
+leave the query (users.md names the reports). None of them shows in the reward itself.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from promptloop.rewards.contract import Reward, scored
+from promptloop.rollout import Rollout
+
+WORD = 3  # letters from which a word counts as one of the query's
+
+
+def edge_density(images: Tensor) -> Tensor:
+    """[B] mean absolute difference of neighbouring pixels of images [B, 3, H, W] in [0, 1]: texture and
+    grids.
+    """
+    across = (images[..., 1:] - images[..., :-1]).abs().mean((1, 2, 3))
+    along = (images[..., 1:, :] - images[..., :-1, :]).abs().mean((1, 2, 3))
+    return across + along
+
+
+def colour_entropy(images: Tensor, bins: int = 8) -> Tensor:
+    """[B] entropy in nats of each image's colours in bins^3 boxes: 0 for a blank image."""
+    levels = (images.clamp(0, 1) * (bins - 1)).round().long()
+    codes = (levels[:, 0] * bins + levels[:, 1]) * bins + levels[:, 2]
+    out = []
+    for row in codes.flatten(1):
+        shares = torch.bincount(row, minlength=bins**3).float() / row.numel()
+        out.append(torch.special.entr(shares).sum())
+    return torch.stack(out)
+
+
+def saturation(images: Tensor) -> Tensor:
+    """[B] mean of (max - min) over the channels."""
+    return (images.amax(1) - images.amin(1)).mean((1, 2))
+
+
+def diversity(images: Tensor, group: int) -> Tensor:
+    """[B / group] mean pairwise root-mean-square distance inside each group; 0 for copies."""
+    rows = images.flatten(1).view(-1, group, images[0].numel())
+    apart = torch.cdist(rows, rows) / rows.shape[-1] ** 0.5
+    return apart.sum((1, 2)) / (group * (group - 1))
+
+
+def intent_drift(queries: Sequence[str], prompts: Sequence[str]) -> float:
+    """The share of the queries' words (of three letters or more) that the last prompts have lost."""
+    lost = total = 0
+    for query, prompt in zip(queries, prompts, strict=True):
+        words = {w for w in query.lower().replace(",", " ").split() if len(w) >= WORD}
+        lost += len(words - set(prompt.lower().replace(",", " ").split()))
+        total += len(words)
+    return lost / max(total, 1)
+
+
+@final
+@dataclass(frozen=True)
+class WatchSettings:
+    """Warns when, over `window` updates, the proxy rose by more than `rise` of its spread and the gold fell
+    so.
+    """
+
+    window: int = 20
+    rise: float = 0.1
+
+
+@final
+class HackingWatch:
+    """A hook of the training loop: adds the watched numbers to the metrics, and warns through `tell`.
+
+    `gold` is a reward that is not trained on; None: the images' statistics alone are watched.
+    """
+
+    def __init__(
+        self,
+        group: int,
+        gold: Reward | None,
+        tell: Callable[[str], None],
+        settings: WatchSettings | None = None,
+    ) -> None:
+        self.group, self.gold, self.tell = group, gold, tell
+        self.settings = settings or WatchSettings()
+        self.seen: deque[tuple[float, float]] = deque(maxlen=2 * self.settings.window)
+        self.warned = False
+
+    def __call__(self, update: int, batch: Any, line: dict[str, float]) -> dict[str, float]:
+        made: Rollout = batch.shown
+        found = {
+            "watch/edges": float(edge_density(made.images).mean()),
+            "watch/colours": float(colour_entropy(made.images).mean()),
+            "watch/saturation": float(saturation(made.images).mean()),
+            "watch/diversity": float(diversity(made.images, self.group).mean()),
+            "watch/drift": intent_drift(made.queries, [written[-1].text for written in made.drafts]),
+        }
+        if self.gold is not None:
+            gold = float(scored(self.gold, made.images, made.queries).mean())
+            found["watch/gold"] = gold
+            self.seen.append((line["reward"], gold))
+            self._warn(update)
+        return found
+
+    def _warn(self, update: int) -> None:
+        size = self.settings.window
+        if len(self.seen) < 2 * size or self.warned:
+            return
+        rows = torch.tensor(list(self.seen))
+        change = rows[size:].mean(0) - rows[:size].mean(0)
+        noise = rows.view(2, size, 2).std(1).mean(0)
+        if change[0] > self.settings.rise * noise[0] and change[1] < -self.settings.rise * noise[1]:
+            self.warned = True
+            self.tell(
+                f"update {update}: the trained reward rose by {change[0]:.3f} while the held-out one fell by "
+                f"{-change[1]:.3f} over {2 * size} updates; look at the newest sample sheet before going on"
+            )
