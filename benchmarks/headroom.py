@@ -27,17 +27,25 @@ from promptloop.world.queries import queries
 from promptloop.world.scripted import Ahead, Look, Timed
 
 OVERLAP = (0.2, 0.6)  # where the estimate is readable and the prompt still has authority (authority.py)
+EARLY, LATER = (0.15, 0.55), (0.15, 0.7)
 ARMS = {
     "a query": (Identity(), OVERLAP),
     "b dense": (Ahead(), OVERLAP),
     "b terse": (Ahead(terse=True), OVERLAP),
     "b dense, places": (Ahead(places=True), OVERLAP),
+    "b dense, colours": (Ahead(colours=True), OVERLAP),
+    "b dense, colours, places": (Ahead(colours=True, places=True), OVERLAP),
+    "b dense, colours, places, company": (Ahead(colours=True, places=True, company=True), OVERLAP),
     "c turns": (Timed("turns"), OVERLAP),
+    "c turns, definite": (Timed("fine", every=0.08, definite=True), EARLY),
+    "c coarse, definite": (Timed("coarse", late=0.25, definite=True), EARLY),
     "c coarse": (Timed("coarse", late=0.25), OVERLAP),
-    "d looks, only what lacks": (Look("only"), OVERLAP),
-    "d looks, repeats what lacks": (Look(), OVERLAP),
+    "d looks, only": (Look("only"), EARLY),
+    "d looks, without places": (Look(places=False), EARLY),
+    "d looks": (Look(), EARLY),
+    "d looks, later": (Look(), LATER),
     "d looks, whole trajectory": (Look(), (0.0, 1.0)),
-    "e another's estimate": (Shuffled(Look()), OVERLAP),
+    "e another's estimate": (Shuffled(Look()), EARLY),
 }
 
 

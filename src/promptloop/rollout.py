@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from promptloop.controls.guidance import CFG
-from promptloop.controls.prompt import PromptLoop
+from promptloop.controls.prompt import PromptLoop, even_steps
 from promptloop.policies.contract import Draft, Policy
 from promptloop.policies.shown import Sometimes
 from promptloop.rewards.contract import Reward, scored
@@ -52,6 +52,7 @@ class Geometry:
         for name, least in {"queries": 1, "group": 2, "refinements": 1, "denoising_steps": 1}.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+        even_steps(self.refinements, self.denoising_steps, self.window)  # they must fit
         if self.max_batch < 1:
             raise ValueError(f"max_batch is {self.max_batch}; it must be at least 1")
         if not 0 <= self.image_dropout <= 1:

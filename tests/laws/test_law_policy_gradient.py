@@ -1,4 +1,4 @@
-"""Advantages and the clipped surrogate: sums, invariances, a slow twin, and parts that add up to the whole."""
+"""Advantages and the clipped surrogate: sums, invariances, a slow twin, parts that add up to the whole."""
 
 import math
 
@@ -62,7 +62,7 @@ def test_fast_equals_slow(per: str, high: float | None) -> None:
 
 @pytest.mark.parametrize("per", PER)
 def test_parts_add_up_to_the_batch(per: str) -> None:
-    """Fails when a part divides by its own number of tokens (gradient accumulation would weigh short drafts)."""
+    """Fails when a part divides by its own number of tokens (gradient accumulation would weigh drafts)."""
     s = Surrogate(0.2, None, 0.1, per, 7)  # type: ignore[arg-type]
     log_probs, old, reference, advantages, mask = batch()
     whole, _ = policy_gradient(log_probs, advantages, mask, s, old=old, reference=reference)
@@ -96,7 +96,9 @@ def test_padding_has_no_gradient_even_where_it_is_infinite() -> None:
 
 @settings(max_examples=50, deadline=None)
 @given(st.integers(0, 10**6), st.floats(-5, 5), st.floats(1, 10))
-def test_group_advantages_sum_to_zero_and_ignore_shift_and_scale(seed: int, shift: float, scale: float) -> None:
+def test_group_advantages_sum_to_zero_and_ignore_shift_and_scale(
+    seed: int, shift: float, scale: float
+) -> None:
     """Fails when the mean is taken over the batch, or the spread is not divided out."""
     rewards = torch.rand(12, generator=torch.Generator().manual_seed(seed))
     for baseline in ("mean", "leave-one-out"):

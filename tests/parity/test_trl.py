@@ -67,7 +67,12 @@ def test_the_loss_is_trls(tmp_path, per: str, loss_type: str, kl_weight: float) 
     wanted = theirs._compute_loss(theirs.model, inputs)
     settings = Surrogate(0.2, 0.3, kl_weight, per, LONGEST)  # type: ignore[arg-type]
     ours, _ = policy_gradient(
-        log_probs, inputs["advantages"], inputs["completion_mask"].bool(), settings, old=old, reference=reference
+        log_probs,
+        inputs["advantages"],
+        inputs["completion_mask"].bool(),
+        settings,
+        old=old,
+        reference=reference,
     )
     assert torch.allclose(ours, wanted, atol=1e-6)
     weights = [p for p in theirs.model.parameters() if p.requires_grad]

@@ -13,7 +13,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from promptloop import __version__
+from promptloop import __version__, checkpoint
 from promptloop.recipes import trace
 
 CONFIG = "config.json"
@@ -72,7 +72,8 @@ def begin(run: Path, recipe: str, settings: Any, *, resume: bool) -> None:
     """
     file = run / CONFIG
     config = json.loads(json.dumps({"recipe": recipe, "settings": asdict(settings)}))
-    if file.exists():
+    begun = (run / "metrics.jsonl").exists() or checkpoint.steps(run)
+    if file.exists() and (begun or resume):
         found = json.loads(file.read_text(encoding="utf-8"))
         if not resume:
             raise ValueError(f"{run} holds a run; give --resume to go on with it, or another --out")
@@ -84,7 +85,7 @@ def begin(run: Path, recipe: str, settings: Any, *, resume: bool) -> None:
         return
     if resume:
         raise ValueError(f"{run} holds no run to resume")
-    if run.exists() and any(run.iterdir()):
+    if run.exists() and any(f != file for f in run.iterdir()):  # a config alone: nothing was trained yet
         raise ValueError(f"{run} is not empty; give another --out")
     run.mkdir(parents=True, exist_ok=True)
     part = file.with_suffix(".part")

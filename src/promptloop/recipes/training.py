@@ -66,5 +66,5 @@ def run(recipe: str, given: Mapping[str, Any], folder: Path, *, resume: bool, **
     reached = f"reward {lines[0]['reward']:.3f} -> {lines[-1]['reward']:.3f}" if lines else "no update made"
     return (
         f"{done['updates']} updates, {reached}; policy, metrics, sheets and card in {folder}\n"
-        f'try it: promptloop generate "a red circle left of a blue star" --policy {folder} --compare --out out'
+        f'try it: promptloop generate "a red circle left of a blue star" --policy {folder} --out out'
     )

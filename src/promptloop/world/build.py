@@ -28,7 +28,7 @@ STEPS = {
     "mini-unet": 10_000,
     "mini-flow": 11_000,
     "eyes": 1500,
-    "mini-vlm": 2200,
+    "mini-vlm": 1600,
 }
 RATES = {"mini-unet": 1.5e-3, "mini-flow": 2e-3}
 POOL = 12_000  # denoised estimates that mini-vlm is shown

@@ -18,7 +18,7 @@ from promptloop.policies.message import KEEP, USER, percent
 from promptloop.world.captions import Ask, Group, describe, group_of, phrase, phrase_group
 from promptloop.world.queries import TASKS, TEST_FORMS, TRAIN_FORMS, random_query
 from promptloop.world.scene import COLOURS, PATTERNS, SHAPES, Scene, Thing
-from promptloop.world.scripted import laid_out
+from promptloop.world.scripted import coloured, laid_out
 from promptloop.world.words import PLACES, SYNONYMS
 
 THERE = "What is there?"
@@ -109,10 +109,17 @@ def rewrite(ask: Ask, rng: random.Random) -> str:
         return KEEP
     groups = list(ask.groups)
     relation, ground = ask.relation, ask.ground
-    if rng.random() < 0.5 and not (relation and rng.random() < 0.5):
-        placed = laid_out(ask, rng)
+    if rng.random() < 0.4:  # vague things made definite
+        groups = list(coloured(ask, rng).groups)
+    layout = rng.random()
+    if layout < 0.3 and not (relation and rng.random() < 0.5):
+        placed = laid_out(Ask(tuple(groups), relation, ground), rng)
         groups, relation = list(placed.groups), placed.relation
-    kind = rng.choices(("all", "one", "part", "order", "bare"), (0.36, 0.3, 0.1, 0.12, 0.12))[0]
+    elif layout < 0.6:  # one thing sent somewhere
+        k = rng.randrange(len(groups))
+        if groups[k].count == 1:
+            groups[k] = replace(groups[k], place=rng.choice(tuple(PLACES)))
+    kind = rng.choices(("all", "one", "part", "order", "bare"), (0.34, 0.2, 0.1, 0.24, 0.12))[0]
     if kind == "one" and len(groups) > 1:
         groups, relation = [rng.choice(groups)], None
     elif kind == "part" and len(groups) > 1:

@@ -64,20 +64,21 @@ def random_ask(task: str, rng: random.Random) -> Ask:
         first, second = Group(pair[0], count, hues[0]), Group(pair[1], 1, hues[1])
         return Ask((first, second), relation=rng.choice(RELATIONS))
     if task == "colour attribution":
-        return Ask(tuple(Group(rng.choice(shapes), colour=c) for c in rng.sample(colours, 2)))
+        count = rng.choice((2, 3))
+        return Ask(tuple(Group(rng.choice(shapes), colour=c) for c in rng.sample(colours, count)))
     if task == "fine details":
         return fine_ask(rng)
     raise ValueError(f"unknown task {task!r}; known tasks: {', '.join(TASKS)}")
 
 
 def fine_ask(rng: random.Random) -> Ask:
-    """One or two things with surface details, often a ground."""
+    """One to three things with surface details, often a ground."""
     groups = []
-    for colour in rng.sample(list(COLOURS), rng.choice((1, 2, 2))):
+    for colour in rng.sample(list(COLOURS), rng.choice((1, 2, 2, 3))):
         pattern = rng.choice((None, *PATTERNS[1:]))
         outlined = True if rng.random() < (0.3 if pattern else 0.8) else None
         groups.append(Group(rng.choice(SHAPES), colour=colour, pattern=pattern, outlined=outlined))
-    ground = rng.choice((None, *GROUNDS[1:])) if len(groups) == 2 else rng.choice(GROUNDS[1:])
+    ground = rng.choice((None, *GROUNDS[1:])) if len(groups) > 1 else rng.choice(GROUNDS[1:])
     return Ask(tuple(groups), ground=ground)
 
 

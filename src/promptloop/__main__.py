@@ -1,0 +1,5 @@
+"""`python -m promptloop` is `promptloop`."""
+
+from promptloop.cli import main
+
+main()

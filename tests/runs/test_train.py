@@ -1,0 +1,154 @@
+"""Training from the command line on tiny random models: it learns, resumes exactly, and refuses in one
+sentence.
+"""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import tiny_vlm
+from safetensors.torch import load_file
+
+from promptloop import cli
+
+TESTS = Path(__file__).resolve().parents[1]
+SMALL = [
+    "--queries", "2", "--group", "4", "--denoising-steps", "4", "--refinements", "2", "--window", "0 1",
+    "--reward", "tiny_reward:brightness", "--gold", "none", "--max-new-tokens", "6", "--save-every", "2",
+    "--sheet-every", "3",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    root = tmp_path_factory.mktemp("models")
+    backbone = tiny.saved(tiny.sd(), root / "sd")
+    return ["--backbone", str(backbone), "--policy", str(tiny_vlm.build("idefics3", root / "vlm"))]
+
+
+def start(*arguments: str) -> subprocess.Popen:
+    environment = {**os.environ, "PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "promptloop", "train", *arguments]
+    return subprocess.Popen(
+        command, cwd=TESTS, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def train(*arguments: str) -> tuple[int, str, str]:
+    process = start(*arguments)
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out, err
+
+
+def result(run: Path) -> dict:
+    return load_file(run / "policy" / "adapter_model.safetensors")
+
+
+def numbers(run: Path) -> list[dict]:
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if not k.startswith("seconds/")} for row in rows]
+
+
+def updates_done(run: Path) -> int:
+    return len(numbers(run)) if (run / "metrics.jsonl").exists() else 0
+
+
+@pytest.mark.slow
+def test_killed_at_random_and_resumed_equals_uninterrupted(models: list[str], tmp_path: Path) -> None:
+    """Five kills. Fails when the optimiser, a generator or the position in the data is left out."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    code, out, err = train("mini", "--steps", "12", "--out", str(whole), *models, *SMALL)
+    assert code == 0, err
+    assert "12 updates" in out and (whole / "README.md").is_file()
+    assert (whole / "sheets" / "000012.png").is_file()
+    rng = random.Random(0)
+    for _ in range(5):
+        begun = (parts / "config.json").exists()
+        how = ["--resume"] if begun else ["--steps", "12", *models, *SMALL]
+        process, seen, deadline = (
+            start("mini", "--out", str(parts), *how),
+            updates_done(parts),
+            time.time() + 120,
+        )
+        while process.poll() is None and time.time() < deadline and updates_done(parts) < min(seen + 2, 11):
+            time.sleep(0.02)
+        time.sleep(rng.random() * 0.5)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    code, _, err = train("mini", "--resume", "--out", str(parts))
+    assert code == 0, err
+    a, b = result(whole), result(parts)
+    assert a.keys() == b.keys() and all(bool((a[k] == b[k]).all()) for k in a)
+    assert numbers(whole) == numbers(parts)
+
+
+@pytest.fixture
+def command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Callable[..., Any]]:
+    """Runs the command line in this process; gives exit code, output and error stream."""
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["promptloop", *arguments])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        written = capsys.readouterr()
+        return int(end.value.code or 0), written.out, written.err
+
+    yield run
+
+
+REFUSED = [
+    (["mino"], "did you mean 'mini'"),
+    (["mini", "--grup", "4"], "did you mean 'group'"),
+    (["mini", "--group", "1"], "group is 1"),
+    (["mini", "--noise", "share"], "did you mean 'shared'"),
+    (["mini", "--reward", "orcale"], "did you mean 'oracle'"),
+    (["mini", "--reward", "none"], "no reward to train on"),
+    (["mini", "--backbone", "mini-unett"], "did you mean 'mini-unet'"),
+    (["mini", "--policy", "none"], "nothing to train"),
+    (["mini", "--lr", "fast"], "lr is 'fast'"),
+    (["mini", "--refinements", "30"], "do not fit"),
+    (["mini", "--resume"], "holds no run"),
+    (["mini", "steps"], "has no place here"),
+    (["mini", "--steps"], "lacks its value"),
+    (["mini", "--steps", "1", "--steps", "2"], "given twice"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "wanted"), REFUSED, ids=[" ".join(words) for words, _ in REFUSED])
+def test_what_it_refuses(
+    arguments: list[str], wanted: str, command: Callable[..., Any], tmp_path: Path
+) -> None:
+    """One sentence and exit code 2, before anything is loaded or written."""
+    run = tmp_path / "run"
+    code, _, err = command("train", *arguments, "--out", str(run))
+    assert code == 2 and wanted in err and "Traceback" not in err
+    assert not run.exists()
+
+
+def test_a_broken_reward_stops_it_and_a_mended_one_goes_on(
+    models: list[str], command: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Fails when a reward that is not a number is replaced, or the failed start blocks the folder."""
+    run, sizes = tmp_path / "run", ["--steps", "1", *models, *SMALL]
+    broken = ["tiny_reward:broken" if word == "tiny_reward:brightness" else word for word in sizes]
+    code, _, err = command("train", "mini", *broken, "--out", str(run))
+    assert code == 2 and "is nan; it is not replaced by 0" in err
+    code, out, err = command("train", "mini", *sizes, "--out", str(run))
+    assert code == 0 and "1 updates" in out, err
+    code, _, err = command("train", "mini", *sizes, "--out", str(run))
+    assert code == 2 and "--resume" in err
+    policy = ["--policy", str(run), "--backbone", models[1]]
+    small = ["-n", "1", "--steps", "4", "--refinements", "2", "--out", str(tmp_path / "out")]
+    code, out, err = command("generate", "a star", *policy, *small)
+    assert code == 0 and "1 images" in out, err

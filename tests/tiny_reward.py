@@ -1,0 +1,15 @@
+"""A reward for tests: how bright the image's upper half is."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+
+def brightness(images: Tensor, queries: Sequence[str]) -> Tensor:
+    return images[:, :, : images.shape[2] // 2].mean((1, 2, 3))
+
+
+def broken(images: Tensor, queries: Sequence[str]) -> Tensor:
+    values = brightness(images, queries)
+    values[-1] = float("nan")
+    return values
