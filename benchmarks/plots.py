@@ -52,7 +52,9 @@ def authority() -> None:
 def headroom() -> None:
     """Soft score of every arm with its interval, for each backbone."""
     files = sorted(FOLDER.glob("headroom-*.json"))
-    figure, axes = plt.subplots(1, len(files), figsize=(5.6 * len(files), 3.4), squeeze=False)
+    arms = max(len(json.loads(file.read_text())["summary"]) for file in files)
+    size = (6.0 * len(files), 1.0 + 0.32 * arms)
+    figure, axes = plt.subplots(1, len(files), figsize=size, squeeze=False)
     for axis, file in zip(axes[0], files, strict=True):
         rows = json.loads(file.read_text())["summary"]
         for place, (name, row) in enumerate(reversed(rows.items())):

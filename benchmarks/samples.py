@@ -1,4 +1,4 @@
-"""A sheet of what an embedded backbone draws: held-out queries, no policy, the oracle's score below each image.
+"""A sheet of what an embedded backbone draws: held-out queries, no policy, the oracle's score below each.
 
 python benchmarks/samples.py --backbone mini-unet --out docs/world/samples-mini-unet.png
 """
