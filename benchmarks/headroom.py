@@ -26,7 +26,7 @@ from promptloop.world.oracle import grade
 from promptloop.world.queries import queries
 from promptloop.world.scripted import Ahead, Look, Timed
 
-OVERLAP = (0.2, 0.6)  # where the estimate is readable and the prompt still has authority (authority.py)
+OVERLAP = (0.2, 0.6)  # for arms that do not look: where they write again does not matter to most of them
 EARLY, LATER = (0.15, 0.55), (0.15, 0.7)
 ARMS = {
     "a query": (Identity(), OVERLAP),

@@ -31,7 +31,7 @@ def test_demo_grades_six_held_out_queries(
     assert end.value.code == 0, shown
     trace = json.loads((tmp_path / "demo" / "trace.json").read_text())
     assert trace["job"]["queries"] == held_out(6, 0) and trace["job"]["window"] == list(EMBEDDED_WINDOW)
-    assert trace["refinement_steps"] == [0, 4, 6, 8, 10]
+    assert trace["refinement_steps"] == [0, 3, 5, 7, 9]
     for sample in trace["samples"]:
         soft = [sample[side]["score"]["soft"] for side in ("base", "image")]
         row = next(line for line in shown.splitlines() if line.startswith(sample["query"]))

@@ -22,7 +22,7 @@ PYTHON = sorted(
 LOWEST = {"world", "rewards", "policies", "denoisers", "schedules"}
 LOOP = LOWEST | {"transition", "history", "solvers", "state", "sample", "parameters"}
 MIDDLE = LOOP | {"controls"}
-TRAIN = MIDDLE | {"rollout", "objectives"}
+TRAIN = MIDDLE | {"rollout", "objectives", "timing"}
 ARROWS = {  # room -> the rooms it may import
     **dict.fromkeys(LOWEST, LOWEST),
     "transition": set(),
@@ -32,13 +32,16 @@ ARROWS = {  # room -> the rooms it may import
     "sample": {"schedules", "denoisers", "transition", "solvers", "state"},
     "parameters": {"denoisers", "policies"},
     "timing": {"policies"},
+    "checkpoint": set(),
+    "watch": TRAIN,
     "controls": MIDDLE,
     "rollout": TRAIN,
     "objectives": TRAIN,
-    "train": TRAIN,
+    "train": TRAIN | {"checkpoint"},
     "bench": MIDDLE | {"bench"},
-    "recipes": TRAIN | {"train", "bench", "recipes", "__init__"},
+    "recipes": TRAIN | {"train", "watch", "checkpoint", "bench", "recipes", "__init__"},
     "cli": {"recipes", "__init__"},
+    "__main__": {"cli"},
     "studio": {"recipes", "studio", "__init__"},
     "__init__": {"__init__", *TRAIN, "train", "bench", "recipes"},
 }

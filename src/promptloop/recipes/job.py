@@ -10,7 +10,7 @@ from typing import Any, final
 from promptloop.controls.prompt import even_steps
 
 PAPER_WINDOW = (0.0, 1.0)  # refinements over the whole trajectory
-EMBEDDED_WINDOW = (0.2, 0.6)  # where the estimate is readable and the prompt still matters (docs/world.md)
+EMBEDDED_WINDOW = (0.15, 0.55)  # where the estimate is readable and the prompt still matters (docs/world.md)
 DTYPES = ("float32", "bfloat16", "float16")
 
 
