@@ -163,6 +163,23 @@ def train(
         echo(run(recipe, given, folder, resume=resume, last_good=last_good, progress=tell, say=warn))
 
 
+@app.command(epilog="Example: promptloop reproduce C1 C3 --quick --out results")
+def reproduce(
+    claims: Annotated[
+        list[str] | None, typer.Argument(metavar="[CLAIM]...", help="C1 to C9, feedback; default: all.")
+    ] = None,
+    out: Out = Path("promptloop-results"),
+    quick: Annotated[bool, typer.Option("--quick", help="One seed, few queries; for a look.")] = False,
+    train: Annotated[bool, typer.Option("--train", help="Train the policies first (hours).")] = False,
+) -> None:
+    """Measure the claims on the embedded world and print their tables; goes on where it was stopped."""
+    with progress_bar() as tell:
+        from promptloop.recipes.reproduce import reproduce as run
+
+        text = run(claims or [], out, quick=quick, train=train, progress=tell, say=warn)
+    echo(text)
+
+
 def warn(message: str) -> None:
     echo(f"warning: {message}", err=True)
 

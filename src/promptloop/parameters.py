@@ -12,18 +12,21 @@ from torch import Tensor, nn
 
 from promptloop.policies.mllm import Mllm
 
+EYES = r".*(vision|visual|image|projector|connector|merger).*"  # what the chat model families call them
+
 
 @final
 @dataclass(frozen=True)
 class LoRA:
     """Low-rank updates (arXiv 2106.09685) of the linear layers whose names end in one of `targets`.
 
-    `targets` "all-linear" means every linear layer but the output head, as peft has it.
+    `targets` "language" means every linear layer of the language model: the eyes (vision tower, projector)
+    stay as they are and need no gradient. "all-linear" means every one but the output head, as peft has it.
     """
 
     rank: int = 16
     alpha: int = 32
-    targets: tuple[str, ...] | Literal["all-linear"] = "all-linear"
+    targets: tuple[str, ...] | Literal["language", "all-linear"] = "language"
 
     def __post_init__(self) -> None:
         if self.rank < 1 or self.alpha < 1:
@@ -39,8 +42,15 @@ def with_lora(policy: Mllm, settings: LoRA, *, seed: int, base: str | None = Non
 
     if isinstance(policy.network, PeftModel):
         return policy
-    wanted = settings.targets if isinstance(settings.targets, str) else list(settings.targets)
-    config = LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=wanted, lora_dropout=0.0)
+    language = settings.targets == "language"
+    named = "all-linear" if language else settings.targets
+    config = LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        target_modules=named if isinstance(named, str) else list(named),
+        exclude_modules=EYES if language else None,
+        lora_dropout=0.0,
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = get_peft_model(policy.network, config)

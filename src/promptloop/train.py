@@ -19,8 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from promptloop import checkpoint
-from promptloop.objectives.contract import Batch, Objective, Share
+from promptloop.objectives.contract import Batch, Objective
 from promptloop.parameters import Averaged, put, trained
+from promptloop.processes import Processes
 from promptloop.timing import Stopwatch
 
 Line = dict[str, float]
@@ -62,34 +63,6 @@ class Training:
         return self.lr * rise * (self.decay_to + (1 - self.decay_to) * fall)
 
 
-@final
-@dataclass(frozen=True, eq=False)
-class Processes:
-    """The processes of a run, through accelerate (None: this one alone)."""
-
-    accelerator: Any = None
-
-    @property
-    def share(self) -> Share:
-        a = self.accelerator
-        return Share() if a is None else Share(a.process_index, a.num_processes)
-
-    def total(self, value: Tensor) -> Tensor:
-        """The sum over all processes."""
-        return value if self.share.of == 1 else self.accelerator.reduce(value, "sum")
-
-    def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Adds up the gradients of all processes: their losses are parts of one batch's."""
-        if self.share.of == 1:
-            return
-        flat = torch.cat(
-            [(p.grad if p.grad is not None else torch.zeros_like(p)).flatten() for p in parameters]
-        )
-        flat = self.total(flat)
-        for p, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
-            p.grad = part.view_as(p).clone()
-
-
 def train(
     objective: Objective,
     network: nn.Module,
@@ -116,7 +89,7 @@ def train(
     averaged = Averaged(parameters, settings.average) if settings.average else None
     found = checkpoint.read(run, last_good=last_good)
     first = 0 if found is None else restored(found, parameters, optimizer, averaged)
-    main = processes.share.rank == 0
+    main = processes.main
     cut(run / "metrics.jsonl", first) if main else None
     objective.check(processes.share)
     if found is not None:
@@ -159,7 +132,7 @@ def one_update(
     with watch("update"):
         for _ in range(settings.epochs):
             optimizer.zero_grad(set_to_none=True)
-            sums = {"loss": 0.0}
+            sums = dict.fromkeys(("loss", *objective.summed), 0.0)
             for part in batch.parts:
                 loss, metrics = objective.loss(part)
                 if not bool(loss.isfinite()):
@@ -174,10 +147,12 @@ def one_update(
             if given:
                 norm = float(nn.utils.clip_grad_norm_(given, settings.max_grad_norm))
                 optimizer.step()
+    sums = processes.totals(sums)
     tokens = sums.pop("tokens", 0.0) or 1.0
     means = {name: value if name == "loss" else value / tokens for name, value in sums.items()}
     seconds = {f"seconds/{name}": value for name, value in {**batch.seconds, **watch.seconds}.items()}
-    return batch, {**batch.metrics, **means, "gradient_norm": norm, "tokens": tokens, **seconds}
+    line = {**processes.means(batch.metrics), **means, "gradient_norm": norm, "tokens": tokens, **seconds}
+    return batch, line
 
 
 # --- what a checkpoint holds

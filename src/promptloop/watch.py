@@ -77,7 +77,9 @@ class WatchSettings:
 class HackingWatch:
     """A hook of the training loop: adds the watched numbers to the metrics, and warns through `tell`.
 
-    `gold` is a reward that is not trained on; None: the images' statistics alone are watched.
+    `gold` is a reward that is not trained on; None: the images' statistics alone are watched. `past` gives
+    the metrics of a resumed run, so that it warns as the uninterrupted one would. `means` averages metrics
+    over the processes of a run.
     """
 
     def __init__(
@@ -86,11 +88,14 @@ class HackingWatch:
         gold: Reward | None,
         tell: Callable[[str], None],
         settings: WatchSettings | None = None,
+        past: Callable[[], Sequence[dict[str, float]]] = tuple,
+        means: Callable[[dict[str, float]], dict[str, float]] = dict,
     ) -> None:
-        self.group, self.gold, self.tell = group, gold, tell
+        self.group, self.gold, self.tell, self.past, self.means = group, gold, tell, past, means
         self.settings = settings or WatchSettings()
         self.seen: deque[tuple[float, float]] = deque(maxlen=2 * self.settings.window)
         self.warned = False
+        self.begun = False
 
     def __call__(self, update: int, batch: Any, line: dict[str, float]) -> dict[str, float]:
         made: Rollout = batch.shown
@@ -102,22 +107,36 @@ class HackingWatch:
             "watch/drift": intent_drift(made.queries, [written[-1].text for written in made.drafts]),
         }
         if self.gold is not None:
-            gold = float(scored(self.gold, made.images, made.queries).mean())
-            found["watch/gold"] = gold
-            self.seen.append((line["reward"], gold))
-            self._warn(update)
+            found["watch/gold"] = float(scored(self.gold, made.images, made.queries).mean())
+        found = self.means(found)
+        if self.gold is not None:
+            self._recall()
+            self.seen.append((line["reward"], found["watch/gold"]))
+            if told := self._warning():
+                self.tell(f"update {update}: {told}")
         return found
 
-    def _warn(self, update: int) -> None:
+    def _recall(self) -> None:
+        """Takes in the metrics from before a resume; what was warned of then is not told again."""
+        if not self.begun:
+            self.begun = True
+            for line in self.past():
+                self.seen.append((line["reward"], line["watch/gold"]))
+                self._warning()
+
+    def _warning(self) -> str | None:
         size = self.settings.window
         if len(self.seen) < 2 * size or self.warned:
-            return
+            return None
         rows = torch.tensor(list(self.seen))
         change = rows[size:].mean(0) - rows[:size].mean(0)
         noise = rows.view(2, size, 2).std(1).mean(0)
-        if change[0] > self.settings.rise * noise[0] and change[1] < -self.settings.rise * noise[1]:
-            self.warned = True
-            self.tell(
-                f"update {update}: the trained reward rose by {change[0]:.3f} while the held-out one fell by "
-                f"{-change[1]:.3f} over {2 * size} updates; look at the newest sample sheet before going on"
-            )
+        self.warned = bool(
+            change[0] > self.settings.rise * noise[0] and change[1] < -self.settings.rise * noise[1]
+        )
+        if not self.warned:
+            return None
+        return (
+            f"the trained reward rose by {change[0]:.3f} while the held-out one fell by {-change[1]:.3f} "
+            f"over {2 * size} updates; look at the newest sample sheet before going on"
+        )

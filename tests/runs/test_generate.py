@@ -5,7 +5,7 @@ import json
 import random
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -44,22 +44,6 @@ def folder(backbone: str, policy: str, tmp_path_factory: pytest.TempPathFactory)
     out = tmp_path_factory.mktemp("run") / "out"
     promptloop.generate("a red <b>circle", backbone=backbone, policy=policy, compare=True, out=out, **QUICK)
     return out
-
-
-@pytest.fixture
-def command(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Iterator[Callable[..., Any]]:
-    """Runs the command line in this process; gives exit code, output and error stream."""
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["promptloop", *arguments])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        written = capsys.readouterr()
-        return int(end.value.code or 0), written.out, written.err
-
-    yield run
 
 
 def test_the_folder_holds_everything(folder: Path) -> None:

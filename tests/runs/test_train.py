@@ -6,25 +6,25 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny
 import tiny_vlm
+import torch
 from safetensors.torch import load_file
-
-from promptloop import cli
 
 TESTS = Path(__file__).resolve().parents[1]
 SMALL = [
     "--queries", "2", "--group", "4", "--denoising-steps", "4", "--refinements", "2", "--window", "0 1",
     "--reward", "tiny_reward:brightness", "--gold", "none", "--max-new-tokens", "6", "--save-every", "2",
-    "--sheet-every", "3",
+    "--sheet-every", "3", "--noise", "fresh",
 ]  # fmt: skip
 
 
@@ -53,6 +53,11 @@ def result(run: Path) -> dict:
     return load_file(run / "policy" / "adapter_model.safetensors")
 
 
+def learned(policy: dict) -> bool:
+    """Whether the LoRA has left its start, where its second factor is 0."""
+    return any(bool((t != 0).any()) for name, t in policy.items() if "lora_B" in name)
+
+
 def numbers(run: Path) -> list[dict]:
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in row.items() if not k.startswith("seconds/")} for row in rows]
@@ -60,6 +65,12 @@ def numbers(run: Path) -> list[dict]:
 
 def updates_done(run: Path) -> int:
     return len(numbers(run)) if (run / "metrics.jsonl").exists() else 0
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 @pytest.mark.slow
@@ -88,23 +99,8 @@ def test_killed_at_random_and_resumed_equals_uninterrupted(models: list[str], tm
     assert code == 0, err
     a, b = result(whole), result(parts)
     assert a.keys() == b.keys() and all(bool((a[k] == b[k]).all()) for k in a)
+    assert learned(a)
     assert numbers(whole) == numbers(parts)
-
-
-@pytest.fixture
-def command(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Iterator[Callable[..., Any]]:
-    """Runs the command line in this process; gives exit code, output and error stream."""
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["promptloop", *arguments])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        written = capsys.readouterr()
-        return int(end.value.code or 0), written.out, written.err
-
-    yield run
 
 
 REFUSED = [
@@ -123,6 +119,26 @@ REFUSED = [
     (["mini", "--steps"], "lacks its value"),
     (["mini", "--steps", "1", "--steps", "2"], "given twice"),
 ]
+
+
+def test_two_processes_train_as_one(models: list[str], tmp_path: Path) -> None:
+    """Fails when gradients are averaged, tokens counted in one process only, or a group's seeds shift."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    sizes = ["--steps", "3", "--denoiser-dtype", "float32", *models, *SMALL]
+    code, _, err = train("mini", "--out", str(one), *sizes)
+    assert code == 0, err
+    launch = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port())]
+    command = [sys.executable, *launch, "-m", "promptloop", "train", "mini", "--out", str(two), *sizes]
+    environment = {**os.environ, "PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=TESTS, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    a, b = result(one), result(two)
+    assert a.keys() == b.keys()
+    both = [torch.cat([policy[k].flatten() for k in sorted(a)]) for policy in (a, b)]
+    assert float((both[0] - both[1]).norm() / both[0].norm()) < 1e-3
+    assert learned(a)
+    for first, second in zip(numbers(one), numbers(two), strict=True):
+        assert first == pytest.approx(second, abs=2e-4)
 
 
 @pytest.mark.parametrize(("arguments", "wanted"), REFUSED, ids=[" ".join(words) for words, _ in REFUSED])

@@ -34,16 +34,17 @@ ARROWS = {  # room -> the rooms it may import
     "timing": {"policies"},
     "checkpoint": set(),
     "watch": TRAIN,
+    "processes": {"objectives"},
     "controls": MIDDLE,
     "rollout": TRAIN,
     "objectives": TRAIN,
-    "train": TRAIN | {"checkpoint"},
+    "train": TRAIN | {"checkpoint", "processes"},
     "bench": MIDDLE | {"bench"},
-    "recipes": TRAIN | {"train", "watch", "checkpoint", "bench", "recipes", "__init__"},
+    "recipes": TRAIN | {"train", "processes", "watch", "checkpoint", "bench", "recipes", "__init__"},
     "cli": {"recipes", "__init__"},
     "__main__": {"cli"},
     "studio": {"recipes", "studio", "__init__"},
-    "__init__": {"__init__", *TRAIN, "train", "bench", "recipes"},
+    "__init__": {"__init__", *TRAIN, "train", "processes", "bench", "recipes"},
 }
 BANNED_ENDINGS = re.compile(r"(Manager|Handler|Helper|Factory|Registry|Utils?|Wrapper|Mixin|Adapter)$")
 BANNED_NAMES = {"model", "beta", "noise_pred", "adapter"}

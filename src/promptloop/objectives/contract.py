@@ -38,7 +38,12 @@ class Share:
 
 
 class Objective(ABC):
-    """Collect, then loss. Everything random is a function of the objective's seed and the update's number."""
+    """Collect, then loss. Everything random is a function of the objective's seed and the update's number.
+
+    `summed` names the metrics of `loss`: a process without a part to train on still takes part in their sums.
+    """
+
+    summed: tuple[str, ...] = ()
 
     @abstractmethod
     def check(self, share: Share) -> None:

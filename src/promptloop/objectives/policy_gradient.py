@@ -13,6 +13,7 @@ from typing import Literal, final
 import torch
 from torch import Tensor
 
+SUMMED = ("tokens", "kl", "ratio", "clipped", "surprise")  # the metrics of `policy_gradient`
 SMALL = 1e-6  # a group whose rewards spread less than this tells nothing apart
 
 
@@ -63,11 +64,11 @@ class Surrogate:
     """The settings of `policy_gradient`.
 
     `clip` is epsilon; `clip_high` the upper one where it differs (DAPO, arXiv 2503.14476). `kl_weight`
-    times the k3 estimate of KL to the reference (None given: to the old policy, as the paper prints it) is
-    added. `per` says what every action is divided by: "token" the number of actions in the whole batch
-    (DAPO's and PromptLoop's token level), "draft" the draft's own length, then the number of drafts (GRPO),
-    "constant" drafts times `longest` (Dr. GRPO), so that long drafts weigh neither less nor more for each
-    token.
+    times a k3 estimate is added: of KL[policy || reference], or, where no reference is given, of
+    KL[old || policy], the direction that PromptLoop prints. `per` says what every action is divided by:
+    "token" the number of actions in the whole batch (DAPO's and PromptLoop's token level), "draft" the
+    draft's own length, then the number of drafts (GRPO), "constant" drafts times `longest` (Dr. GRPO), so
+    that long drafts weigh neither less nor more for each token.
     """
 
     clip: float = 0.2
@@ -112,8 +113,10 @@ def policy_gradient(
     gain = advantages[:, None] * ratio
     clipped = advantages[:, None] * ratio.clamp(1 - settings.clip, 1 + high)
     each = -torch.minimum(gain, clipped)
-    other = before if reference is None else reference.detach()
-    kl = k3(log_probs, torch.where(on > 0, other, log_probs.detach())) * on
+    if reference is None:
+        kl = k3(torch.where(on > 0, before, log_probs.detach()), log_probs) * on
+    else:
+        kl = k3(log_probs, torch.where(on > 0, reference.detach(), log_probs.detach())) * on
     if settings.kl_weight:
         each = each + settings.kl_weight * kl
     loss = ((each * on) * weights(on, settings, tokens, drafts)).sum()
@@ -129,7 +132,7 @@ def policy_gradient(
 
 
 def k3(log_probs: Tensor, reference: Tensor) -> Tensor:
-    """The k3 estimate of KL[policy || reference] for actions drawn from the policy: never negative."""
+    """The k3 estimate of KL[policy || reference] for actions drawn from the first: never negative."""
     gap = reference - log_probs
     return gap.exp() - gap - 1
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from promptloop.objectives.contract import Batch, Objective, Share
-from promptloop.objectives.policy_gradient import Surrogate, group_advantages, policy_gradient
+from promptloop.objectives.policy_gradient import SUMMED, Surrogate, group_advantages, policy_gradient
 from promptloop.parameters import reference
 from promptloop.policies.contract import Draft, Request
 from promptloop.policies.mllm import Mllm
@@ -43,10 +43,14 @@ class PromptGRPO(Objective):
     """`queries(update)` are the texts of one update's groups, in order.
 
     baseline and scale are `group_advantages`'. kl_to "old" is the direction the paper prints, "reference"
-    the policy before training. `micro_batch` drafts are scored together. With `recompute` (several
-    optimiser steps on one batch) the old log-probs are computed once more in the geometry of training;
-    without it the recorded ones stand and the ratio is 1.
+    the policy before training. `refusal_cost` times the share of an episode's drafts that were refused
+    (empty, overlong, unparsable) is taken off its reward: a refused draft leaves the prompt as it is, so
+    without a cost writing too much becomes a dear way of writing nothing. `micro_batch` drafts are scored
+    together. With `recompute` (several optimiser steps on one batch) the old log-probs are computed once
+    more in the geometry of training; without it the recorded ones stand and the ratio is 1.
     """
+
+    summed = SUMMED
 
     denoiser: Any
     policy: Mllm
@@ -58,12 +62,15 @@ class PromptGRPO(Objective):
     baseline: Literal["mean", "leave-one-out"] = "mean"
     scale: Literal["group", "batch", "none"] = "group"
     kl_to: Literal["old", "reference"] = "reference"
+    refusal_cost: float = 0.0
     micro_batch: int = 64
     recompute: bool = False
     tolerance: float = 1e-3
     total: Sum = lambda value: value
 
     def __post_init__(self) -> None:
+        if self.refusal_cost < 0:
+            raise ValueError(f"refusal_cost is {self.refusal_cost}; it must be at least 0")
         if self.micro_batch < 1:
             raise ValueError(f"micro_batch is {self.micro_batch}; it must be at least 1")
         if self.kl_to not in ("old", "reference"):
@@ -106,7 +113,10 @@ class PromptGRPO(Objective):
                        seed=self.seed + update, first=first)  # fmt: skip
         self.policy.network.train(training)
         advantages, telling = group_advantages(
-            made.rewards, self.geometry.group, baseline=self.baseline, scale=self.scale
+            made.rewards - self.refusal_cost * refusals(made),
+            self.geometry.group,
+            baseline=self.baseline,
+            scale=self.scale,
         )
         pairs = [
             (draft, advantages[e]) for e, written in enumerate(made.drafts) if telling[e] for draft in written
@@ -154,6 +164,11 @@ def padded(rows: Sequence[Tensor], mask: Tensor) -> Tensor:
     for k, row in enumerate(rows):
         out[k, : len(row)] = row
     return out
+
+
+def refusals(made: Rollout) -> Tensor:
+    """The share of each episode's drafts that were refused, [E]."""
+    return torch.tensor([sum(d.refused for d in written) / len(written) for written in made.drafts])
 
 
 def described(made: Rollout, telling: Tensor, group: int) -> dict[str, float]:

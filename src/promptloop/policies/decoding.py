@@ -40,6 +40,10 @@ class Inputs:
             extras,
         )
 
+    def after(self, prefix: int) -> Tensor:
+        """The mask [B, prefix + L] of these prompts behind a prefix that all of them share."""
+        return torch.cat([self.mask.new_ones(len(self.mask), prefix), self.mask], 1)
+
 
 @dataclass(frozen=True)
 class Prefilled:
@@ -117,30 +121,33 @@ def _prefix(network: Any, inputs: Inputs, length: int) -> Cache:
     return cache
 
 
-def prefill(network: Any, inputs: Inputs, *, image_token: int | None, reuse: bool = True) -> Prefilled:
-    """Read the prompts. With `reuse`, what all of them begin with (the instruction) is read once.
+def shared(network: Any, inputs: Inputs, *, image_token: int | None) -> tuple[int, Cache | None, Inputs]:
+    """(length, cache, rest): what all prompts begin with (the instruction), read once, and what remains.
 
     The prefix is shared only where every layer of the cache is a plain one: in a sliding-window or recurrent
-    layer the padding between prefix and rest would count.
+    layer the padding between prefix and rest would count. Gradients flow through the cache.
     """
-    prefix, cache, mask = 0, None, inputs.mask
     plain = all(type(layer) is DynamicLayer for layer in DynamicCache(config=network.config).layers)
-    if reuse and plain and len(inputs.ids) > 1 and image_token is not None:
-        prefix = shared_length(inputs, image_token)
-    if prefix:
-        cache = _prefix(network, inputs, prefix)
-        inputs = _without_prefix(inputs, prefix)
-        mask = torch.cat([mask.new_ones(len(mask), prefix), inputs.mask], 1)
+    prefix = shared_length(inputs, image_token) if plain and image_token is not None else 0
+    if not prefix or len(inputs.ids) < 2:
+        return 0, None, inputs
+    return prefix, _prefix(network, inputs, prefix), _without_prefix(inputs, prefix)
+
+
+def prefill(network: Any, inputs: Inputs, *, image_token: int | None, reuse: bool = True) -> Prefilled:
+    """Read the prompts. With `reuse`, what all of them begin with is read once."""
+    prefix, cache, rest = shared(network, inputs, image_token=image_token) if reuse else (0, None, inputs)
+    mask = rest.after(prefix)
     out = network(
-        input_ids=inputs.ids,
+        input_ids=rest.ids,
         attention_mask=mask,
-        position_ids=inputs.positions,
+        position_ids=rest.positions,
         past_key_values=cache,
         use_cache=True,
         logits_to_keep=1,
-        **inputs.extras,
+        **rest.extras,
     )
-    return Prefilled(out.logits[:, -1], out.past_key_values, mask, inputs.positions[..., -1:])
+    return Prefilled(out.logits[:, -1], out.past_key_values, mask, rest.positions[..., -1:])
 
 
 def draw(log_probs: Tensor, uniforms: Tensor) -> Tensor:

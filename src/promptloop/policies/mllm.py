@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForImageTextToText
 
 from promptloop.policies.contract import Draft, Policy, Request
-from promptloop.policies.decoding import Inputs, decode, positions, prefill
+from promptloop.policies.decoding import Inputs, decode, positions, prefill, shared
 from promptloop.policies.message import messages, percent, read
 from promptloop.policies.processor import load_processor
 
@@ -86,8 +86,7 @@ class Mllm(Policy):
         distinct = dict(zip(reversed(keys), reversed(requests), strict=True))
         place = {key: k for k, key in enumerate(distinct)}
         inputs = self._encode(list(distinct.values()))
-        image_token = getattr(self.processor, "image_token_id", None)
-        begun = prefill(self.network, inputs, image_token=image_token, reuse=self.reuse)
+        begun = prefill(self.network, inputs, image_token=self._image_token, reuse=self.reuse)
         begun = begun.take([place[key] for key in keys])
         tokens, log_probs = decode(
             self.network,
@@ -113,18 +112,20 @@ class Mllm(Policy):
 
     def _log_prob(self, drafts: Sequence[Draft], width: int) -> Tensor:
         inputs = self._encode([draft.request for draft in drafts])
+        prefix, cache = 0, None
+        if self.reuse and not getattr(self.network, "is_gradient_checkpointing", False):
+            prefix, cache, inputs = shared(self.network, inputs, image_token=self._image_token)
         tokens = pad_sequence([draft.tokens for draft in drafts], batch_first=True, padding_value=self._pad)
-        tokens = torch.nn.functional.pad(tokens, (0, width - tokens.shape[1]), value=self._pad).to(
-            self._device
-        )
-        whole = inputs.followed_by(tokens)
+        tokens = torch.nn.functional.pad(tokens, (0, width - tokens.shape[1]), value=self._pad)
+        whole = inputs.followed_by(tokens.to(self._device))
         lengths = torch.tensor([len(draft.tokens) for draft in drafts], device=self._device)
         whole.mask[:, -width:] = (torch.arange(width, device=self._device) < lengths[:, None]).to(whole.mask)
         logits = self.network(
             input_ids=whole.ids,
-            attention_mask=whole.mask,
+            attention_mask=whole.after(prefix),
             position_ids=whole.positions,
-            use_cache=False,
+            past_key_values=cache,
+            use_cache=cache is not None,
             logits_to_keep=width + 1,
             **whole.extras,
         ).logits[:, -width - 1 : -1]
@@ -208,6 +209,10 @@ class Mllm(Policy):
     @property
     def _pad(self) -> int:
         return min(self._ends)  # masked wherever it stands; an end token is always in the vocabulary
+
+    @property
+    def _image_token(self) -> int | None:
+        return getattr(self.processor, "image_token_id", None)
 
     @property
     def _device(self) -> torch.device:

@@ -16,7 +16,9 @@ from promptloop.objectives.contract import Batch
 from promptloop.objectives.policy_gradient import Surrogate
 from promptloop.objectives.prompts import PromptGRPO
 from promptloop.parameters import LoRA, with_lora
+from promptloop.processes import Processes
 from promptloop.recipes import parts, runs
+from promptloop.recipes.job import EMBEDDED_WINDOW
 from promptloop.recipes.sheet import write_sheet
 from promptloop.rollout import Geometry
 from promptloop.train import Line, Training, train
@@ -37,7 +39,7 @@ class Mini:
     mean.
     """
 
-    steps: int = 120
+    steps: int = 100
     backbone: str = "mini-unet"
     policy: str = "mini-vlm"
     reward: str = "oracle"
@@ -46,16 +48,18 @@ class Mini:
     queries: int = 12
     group: int = 8
     refinements: int = 5
-    window: tuple[float, float] = (0.0, 0.6)
+    window: tuple[float, float] = EMBEDDED_WINDOW
     plan: Literal["even", "random"] = "random"
     loop: Literal["closed", "open"] = "closed"
-    denoising_steps: int = 20
+    denoising_steps: int = 12
+    denoiser_dtype: Literal["float32", "bfloat16"] = "bfloat16"
     guidance: float = 5.0
     noise: Literal["shared", "fresh"] = "shared"
     image_dropout: float = 0.1
     temperature: float = 1.0
     max_new_tokens: int = 32
-    lr: float = 1e-3
+    refusal_cost: float = 0.2
+    lr: float = 3e-3
     epochs: int = 1
     rank: int = 16
     clip: float = 0.2
@@ -100,19 +104,22 @@ def mini(
 ) -> dict[str, Any]:
     """Trains, and leaves in `run` the policy (`run/policy`), checkpoints, metrics, sheets and a card."""
     names(settings)
-    runs.begin(run, "mini", settings, resume=resume)
     device = parts.device_named(settings.device)
-    objective = objective_of(settings, device)
+    processes = Processes.launched(device)
+    if processes.main:
+        runs.begin(run, "mini", settings, resume=resume)
+    processes.wait()
+    objective = objective_of(settings, device, processes)
     gold = None if settings.gold == "none" else parts.reward(settings.gold)
-    watch = HackingWatch(settings.group, gold, say)
+    watch = HackingWatch(settings.group, gold, say, past=lambda: runs.lines(run), means=processes.means)
 
     def sheet(update: int, batch: Batch, line: Line) -> Line:
-        if update % settings.sheet_every == 0 or update == 1:
+        if processes.main and (update % settings.sheet_every == 0 or update == 1):
             write_sheet(run, update, batch.shown, settings.denoising_steps, settings.group)
         return {}
 
     def tell(update: int, batch: Batch, line: Line) -> Line:
-        if progress is not None:
+        if progress is not None and processes.main:
             progress(f"reward {line['reward']:.3f}", update, settings.steps)
         return {}
 
@@ -122,13 +129,16 @@ def mini(
         network,
         settings.training(),
         run,
+        processes=processes,
         save=network.save_pretrained,
         after=[watch, sheet, tell],
         last_good=last_good,
         stop_at=stop_at,
     )
-    network.save_pretrained(run / runs.POLICY)
-    runs.card(run, "mini", settings, device)
+    if processes.main:
+        network.save_pretrained(run / runs.POLICY)
+        runs.card(run, "mini", settings, device)
+    processes.wait()
     return {"updates": done, "settings": asdict(settings), "lines": runs.lines(run)}
 
 
@@ -143,9 +153,9 @@ def names(settings: Mini) -> None:
         parts.reward(settings.gold)
 
 
-def objective_of(settings: Mini, device: torch.device) -> PromptGRPO:
+def objective_of(settings: Mini, device: torch.device, processes: Processes) -> PromptGRPO:
     """Backbone, policy with a LoRA, and reward, loaded and put together."""
-    backbone = parts.backbone(settings.backbone, device, torch.float32).value
+    backbone = parts.backbone(settings.backbone, device, getattr(torch, settings.denoiser_dtype)).value
     policy = parts.chat_policy(
         parts.locate(settings.policy, "policy")[0],
         device=device,
@@ -164,8 +174,10 @@ def objective_of(settings: Mini, device: torch.device) -> PromptGRPO:
         baseline=settings.baseline,
         scale=settings.scale,
         kl_to=settings.kl_to,
+        refusal_cost=settings.refusal_cost,
         micro_batch=settings.micro_batch,
         recompute=settings.epochs > 1,
+        total=processes.total,
     )
 
 

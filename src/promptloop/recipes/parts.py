@@ -101,13 +101,20 @@ def lora_base(folder: Path) -> str | None:
 
 
 def reward(name: str) -> Any:
-    """The reward `name` stands for: the embedded oracle's, or the user's own; ValueError with the nearest."""
+    """The reward `name` stands for: one of the embedded world's, or the user's own; ValueError with the
+    nearest.
+    """
+    from promptloop.world.judge import JudgeReward
     from promptloop.world.oracle import OracleReward, StrictOracleReward
 
     if DOTTED.fullmatch(name):
         made = imported(name, "reward")
         return made() if isinstance(made, type) else made
-    known = {"oracle": OracleReward, "oracle-strict": StrictOracleReward}
+    known: dict[str, Any] = {
+        "oracle": OracleReward,
+        "oracle-strict": StrictOracleReward,
+        "preference": JudgeReward,
+    }
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
@@ -140,6 +147,11 @@ def locate(name: str, role: str) -> tuple[str, bool]:
     folder, index = Path(name).expanduser(), "model_index.json" if role == "backbone" else "config.json"
     if role == "policy" and (folder / "policy" / LORA_CONFIG).is_file():  # the folder of a training run
         folder = folder / "policy"
+    if role == "policy" and (folder / "checkpoints").is_dir() and not (folder / index).is_file():
+        raise ValueError(
+            f"the training run {name} has not ended, so it has no policy yet: go on with "
+            f"`promptloop train RECIPE --out {name} --resume`, or give one of {name}/checkpoints"
+        )
     if role == "policy" and (folder / LORA_CONFIG).is_file():
         return str(folder.resolve()), False
     if folder.is_dir():

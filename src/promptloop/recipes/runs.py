@@ -8,7 +8,7 @@ import difflib
 import json
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,13 +27,20 @@ def settings_from(kind: type[S], values: Mapping[str, Any]) -> S:
     ValueError naming the nearest field for an unknown name, and what was wanted for a value of another kind.
     """
     hints = typing.get_type_hints(kind)
-    known = {f.name for f in fields(kind)}  # type: ignore[arg-type]
+    known = sorted(f.name for f in fields(kind))  # type: ignore[arg-type]
     for name in values:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(known))}"
-            raise ValueError(f"unknown setting {name!r}; {hint}")
+        one_of(name, known, "setting")
     return kind(**{name: read_as(hints[name], value, name) for name, value in values.items()})
+
+
+def one_of(name: str, known: Iterable[str], kind: str) -> str:
+    """`name`, where it is known; ValueError with the nearest where it is not."""
+    names = list(known)
+    if name in names:
+        return name
+    near = difflib.get_close_matches(name, names, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names)}"
+    raise ValueError(f"unknown {kind} {name!r}; {hint}")
 
 
 def read_as(wanted: Any, value: Any, name: str) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -37,11 +36,7 @@ def settings_given(arguments: Sequence[str]) -> dict[str, str]:
 
 def recipe_named(name: str) -> tuple[Any, Callable[..., dict[str, Any]]]:
     """The settings class and the function of a recipe; ValueError with the nearest name."""
-    if name not in RECIPES:
-        near = difflib.get_close_matches(name, RECIPES, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"recipes: {', '.join(RECIPES)}"
-        raise ValueError(f"no recipe {name!r}; {hint}")
-    kind, function = (found(where) for where in RECIPES[name])
+    kind, function = (found(where) for where in RECIPES[runs.one_of(name, RECIPES, "recipe")])
     return kind, function
 
 

@@ -2,12 +2,25 @@
 
 from pathlib import Path
 
-MODELS = ("mini-unet", "mini-flow", "mini-vlm")
+WEIGHTS = Path(__file__).parent / "weights"
+
+MODELS = ("mini-unet", "mini-flow", "mini-vlm")  # what build.py makes
+MADE_FROM_THEM = ("mini-judge", "mini-unet-dpo")  # a learned reward; a LoRA-tuned backbone for the studies
 
 
 def weights(name: str) -> Path:
-    """Folder of the embedded model ``name``; a diffusers pipeline or a transformers chat model."""
-    folder = Path(__file__).parent / "weights" / name
-    if name not in MODELS or not folder.is_dir():
-        raise ValueError(f"no embedded model {name!r}; embedded models: {', '.join(MODELS)}")
+    """Folder of the embedded model ``name``: a diffusers pipeline, a transformers chat model, a judge."""
+    known = MODELS + MADE_FROM_THEM
+    folder = WEIGHTS / name
+    if name not in known or not folder.is_dir():
+        raise ValueError(f"no embedded model {name!r}; embedded models: {', '.join(known)}")
+    return folder
+
+
+def study(name: str, seed: int) -> Path:
+    """Folder of the policy (a LoRA of mini-vlm) that a study trained as ``name`` with ``seed``."""
+    folder = WEIGHTS / "studies" / f"{name}-{seed}"
+    if not folder.is_dir():
+        there = ", ".join(sorted(f.name for f in folder.parent.glob("*"))) or "none"
+        raise ValueError(f"no trained policy {folder.name!r}; there: {there}")
     return folder

@@ -1,0 +1,69 @@
+"""The processes of one run: which share of a batch is whose, and sums over all of them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from promptloop.objectives.contract import Share
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Processes:
+    """Through accelerate; None: this process alone."""
+
+    accelerator: Any = None
+
+    @staticmethod
+    def launched(device: torch.device) -> Processes:
+        """As `accelerate launch` or `torchrun` started them; this process alone otherwise."""
+        if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+            return Processes()
+        from accelerate import Accelerator
+
+        return Processes(Accelerator(cpu=device.type == "cpu"))
+
+    @property
+    def share(self) -> Share:
+        a = self.accelerator
+        return Share() if a is None else Share(a.process_index, a.num_processes)
+
+    @property
+    def main(self) -> bool:
+        """Whether this one writes the files."""
+        return self.share.rank == 0
+
+    def wait(self) -> None:
+        """Until all are here."""
+        if self.accelerator is not None:
+            self.accelerator.wait_for_everyone()
+
+    def total(self, value: Tensor) -> Tensor:
+        """The sum over all processes."""
+        return value if self.share.of == 1 else self.accelerator.reduce(value, "sum")
+
+    def totals(self, values: dict[str, float]) -> dict[str, float]:
+        """Each value's sum over all processes, which must have the same names."""
+        if self.share.of == 1:
+            return values
+        flat = torch.tensor(list(values.values()), dtype=torch.float64, device=self.accelerator.device)
+        return dict(zip(values, self.total(flat).tolist(), strict=True))
+
+    def means(self, values: dict[str, float]) -> dict[str, float]:
+        """Each value's mean over all processes."""
+        return {name: total / self.share.of for name, total in self.totals(values).items()}
+
+    def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Adds up the gradients of all processes: their losses are parts of one batch's."""
+        if self.share.of == 1:
+            return
+        rows = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
+        flat = self.total(torch.cat([row.flatten() for row in rows]))
+        for p, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+            p.grad = part.view_as(p).clone()

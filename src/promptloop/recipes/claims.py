@@ -1,0 +1,105 @@
+"""The claims of the paper as rows of a table: which policy, prompted how, on which backbone.
+
+`TRAINED` says how each policy was trained, `ROWS` how each row is measured, `CLAIMS` which rows and which
+paired differences a claim is read from.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import final
+
+from promptloop.bench.arms import Way
+from promptloop.recipes.mini import Mini
+
+SEEDS = 3  # trainings of each policy that a row is averaged over, each with noise of its own
+
+TRAINED: dict[str, tuple[Mini, int]] = {  # name -> settings, number of seeds
+    "image": (Mini(), 3),
+    "blind": (Mini(image_dropout=1.0), 3),
+    "ahead": (Mini(refinements=1), 3),
+    "always": (Mini(image_dropout=0.0), 1),
+    "preference": (Mini(reward="preference", gold="oracle"), 1),
+}
+
+
+@final
+@dataclass(frozen=True)
+class Row:
+    """`policy` is one of TRAINED, "untrained", or None: the query as it is."""
+
+    title: str
+    policy: str | None
+    way: Way = Way()
+    backbone: str = "mini-unet"
+    solver: str = ""
+
+    @property
+    def seeds(self) -> int:
+        return TRAINED[self.policy][1] if self.policy in TRAINED else SEEDS
+
+
+@final
+@dataclass(frozen=True)
+class Claim:
+    """`pairs`: (row, row) whose difference is told with its interval."""
+
+    title: str
+    rows: tuple[str, ...]
+    pairs: tuple[tuple[str, str], ...] = ()
+
+
+BLIND = Way(shown="nothing")
+FEW = Way(steps=8)
+
+
+def counted(n: int) -> Row:
+    return Row(f"trained, {n} refinement{'s' * (n != 1)}", "image", Way(refinements=n))
+
+
+ROWS: dict[str, Row] = {
+    "base": Row("the query", None),
+    "untrained": Row("untrained, five refinements with image", "untrained"),
+    "untrained-blind": Row("untrained, five refinements without image", "untrained", BLIND),
+    "ahead": Row("GRPO, one refinement (feed-forward)", "ahead", Way(refinements=1)),
+    "blind": Row("GRPO, five refinements without image", "blind", BLIND),
+    "image": Row("GRPO, five refinements with image", "image"),
+    "another": Row("the same, shown another sample's estimate", "image", Way(shown="another's")),
+    "open": Row("the same, open loop (no image)", "image", Way(loop="open")),
+    "always": Row("trained without image dropout, closed loop", "always"),
+    "always-open": Row("trained without image dropout, open loop", "always", Way(loop="open")),
+    "preference": Row("trained on the learned reward", "preference"),
+    "flow-base": Row("mini-flow, the query", None, backbone="mini-flow"),
+    "flow-image": Row("mini-flow, the policy of mini-unet", "image", backbone="mini-flow"),
+    "few-base": Row("mini-unet in 8 steps of DPM-Solver++, the query", None, FEW, solver="dpm++"),
+    "few-image": Row("the same, the policy of mini-unet", "image", FEW, solver="dpm++"),
+    "tuned-base": Row("mini-unet with a DPO LoRA, the query", None, backbone="mini-unet-dpo"),
+    "tuned-image": Row("mini-unet with a DPO LoRA, the policy", "image", backbone="mini-unet-dpo"),
+    **{f"n{n}": counted(n) for n in (1, 2, 3, 8)},
+    **{
+        f"open{n}": replace(counted(n), way=Way(refinements=n, loop="open"), title=f"open loop, {n}")
+        for n in (1, 3)
+    },
+}
+
+CLAIMS: dict[str, Claim] = {
+    "C1": Claim("The trained policy against the query alone", ("base", "image"), (("image", "base"),)),
+    "C2": Claim("Against feed-forward GRPO (one rewrite, no image), the same episodes and updates",
+                ("ahead", "image"), (("image", "ahead"),)),
+    "C3": Claim("The ablation", ("base", "untrained-blind", "untrained", "ahead", "blind", "image"),
+                (("untrained", "base"), ("ahead", "untrained"), ("blind", "ahead"), ("image", "blind"))),
+    "C4": Claim("One policy, other backbones",
+                ("base", "image", "flow-base", "flow-image", "few-base", "few-image"),
+                (("flow-image", "flow-base"), ("few-image", "few-base"))),
+    "C5": Claim("On a LoRA-tuned backbone", ("base", "tuned-base", "image", "tuned-image"),
+                (("tuned-base", "base"), ("tuned-image", "tuned-base"))),
+    "C6": Claim("Trained on an imperfect reward, graded by the oracle", ("base", "image", "preference"),
+                (("preference", "base"), ("image", "preference"))),
+    "C7": Claim("What refinements cost", ("base", "n1", "n3", "image", "open1", "open3", "open")),
+    "C8": Claim("Open loop against closed, with and without image dropout",
+                ("image", "open", "always", "always-open"), (("image", "open"), ("always", "always-open"))),
+    "C9": Claim("Refinements", ("base", "n1", "n2", "n3", "image", "n8"),
+                (("n2", "n1"), ("image", "n1"), ("n8", "image"))),
+    "feedback": Claim("Does feedback help, or only more compute?", ("image", "another"),
+                      (("image", "another"),)),
+}  # fmt: skip
