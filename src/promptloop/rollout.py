@@ -101,8 +101,7 @@ def rollout(
     asked = [query for query in queries for _ in range(group)]
     places = [(first + i, j) for i in range(len(queries)) for j in range(group)]
     seeds = [derived(seed, "episode", i, j) for i, j in places]
-    shared = geometry.noise == "shared"
-    noise = denoiser.noise([derived(seed, "noise", i, 0 if shared else j) for i, j in places])
+    noise = denoiser.noise([noise_seed(geometry, seed, i, j) for i, j in places])
     watch = Stopwatch()
     timed = TimedPolicy(Sometimes(policy, geometry.image_dropout), watch)
     loop = PromptLoop(timed, geometry.refinements, geometry.window, geometry.plan, geometry.loop)
@@ -126,6 +125,29 @@ def rollout(
         rewards = scored(reward, images, asked)
     drafts = end.state.memory["drafts"]
     return Rollout(tuple(asked), tuple(seeds), drafts, images.cpu(), rewards, watch.seconds)
+
+
+@torch.no_grad()
+def alone(
+    denoiser: Any, reward: Reward, queries: Sequence[str], geometry: Geometry, *, seed: int, first: int = 0
+) -> Tensor:
+    """The rewards [Q] of the queries as they are, each from the first noise of its group in `rollout`."""
+    places = range(first, first + len(queries))
+    end = sample(
+        denoiser,
+        queries,
+        seeds=[derived(seed, "episode", i, 0) for i in places],
+        steps=geometry.denoising_steps,
+        controls=[CFG(geometry.guidance)],
+        noise=denoiser.noise([noise_seed(geometry, seed, i, 0) for i in places]),
+        max_batch=geometry.max_batch,
+    )
+    assert end.images is not None
+    return scored(reward, end.images, queries)
+
+
+def noise_seed(geometry: Geometry, seed: int, query: int, member: int) -> int:
+    return derived(seed, "noise", query, 0 if geometry.noise == "shared" else member)
 
 
 def derived(seed: int, *place: Any) -> int:

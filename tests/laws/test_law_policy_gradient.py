@@ -127,3 +127,17 @@ def test_k3_is_an_unbiased_estimate_of_kl() -> None:
     expected = (policy.exp() * (policy - other)).sum()
     assert torch.allclose((policy.exp() * k3(policy, other)).sum(), expected, atol=1e-6)
     assert bool((k3(policy, other) >= 0).all())
+
+
+def test_without_a_reference_it_is_kl_of_old_to_policy() -> None:
+    """The direction PromptLoop prints, over actions drawn from the old policy. Fails when it is turned."""
+    rng = torch.Generator().manual_seed(3)
+    now, old = (torch.randn(6, generator=rng).log_softmax(-1) for _ in range(2))
+    settings = Surrogate(kl_weight=1.0, per="constant", longest=1)
+    loss, metrics = policy_gradient(
+        now[:, None], torch.zeros(6), torch.ones(6, 1, dtype=torch.bool), settings, old=old[:, None]
+    )
+    each = (now - old).exp() - (now - old) - 1
+    assert torch.allclose(loss * 6, each.sum(), atol=1e-6)
+    assert torch.allclose((old.exp() * each).sum(), (old.exp() * (old - now)).sum(), atol=1e-6)
+    assert torch.allclose(metrics["kl"], each.sum(), atol=1e-6)

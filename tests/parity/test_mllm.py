@@ -1,5 +1,6 @@
 """A vision-language model as the policy, on five real families at tiny size, against transformers itself."""
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -196,6 +197,23 @@ def test_an_answer_ends_by_itself_or_is_refused(llava: Mllm) -> None:
         draft = llava.write([requests()[1]], [0])[0]
     assert len(draft.tokens) == LIMIT and (draft.text, draft.kept) == ("a star", "overlong")
     assert draft.answer  # on record, though not used
+
+
+def test_gradients_flow_through_the_shared_instruction(llava: Mllm) -> None:
+    """Fails when the prefix's keys and values are cut from the graph, or counted once instead of per row."""
+    policy = replace(llava, network=copy.deepcopy(llava.network).requires_grad_(True))
+    drafts = write(policy)
+    gradients = []
+    for reuse in (True, False):
+        policy.network.zero_grad()
+        replace(policy, reuse=reuse).log_prob(drafts)[0].sum().backward()
+        gradients.append(
+            {n: p.grad.clone() for n, p in policy.network.named_parameters() if p.grad is not None}
+        )
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        scale = float(gradients[1][name].abs().max()) + 1e-3
+        assert float((gradient - gradients[1][name]).abs().max()) < 1e-3 * scale, name
 
 
 def test_lora_loads_and_only_it_is_trained(llava: Mllm, folders: dict[str, Path], tmp_path: Path) -> None:

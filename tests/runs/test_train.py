@@ -5,6 +5,7 @@ sentence.
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -112,6 +113,8 @@ REFUSED = [
     (["mini", "--reward", "none"], "no reward to train on"),
     (["mini", "--backbone", "mini-unett"], "did you mean 'mini-unet'"),
     (["mini", "--policy", "none"], "nothing to train"),
+    (["mini", "--track", "tensorbord"], "did you mean 'tensorboard'"),
+    (["mini", "--push-to-hub", "nobody"], "owner/name"),
     (["mini", "--lr", "fast"], "lr is 'fast'"),
     (["mini", "--refinements", "30"], "do not fit"),
     (["mini", "--resume"], "holds no run"),
@@ -168,3 +171,22 @@ def test_a_broken_reward_stops_it_and_a_mended_one_goes_on(
     small = ["-n", "1", "--steps", "4", "--refinements", "2", "--out", str(tmp_path / "out")]
     code, out, err = command("generate", "a star", *policy, *small)
     assert code == 0 and "1 images" in out, err
+
+
+def test_metrics_go_to_tensorboard_and_a_run_that_has_not_ended_is_told(
+    models: list[str], command: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Fails when the tracker is dropped in silence, or a run's folder without a policy leads to a library."""
+    run = tmp_path / "run"
+    code, _, err = command("train", "mini", "--track", "tensorboard", "--steps", "2", *models, *SMALL,
+                           "--base-every", "1", "--out", str(run))  # fmt: skip
+    assert code == 0, err
+    assert list((run / "tracking").rglob("events.out.*"))
+    assert all("base" in line and "headroom" not in line for line in numbers(run))
+    shutil.rmtree(run / "policy")
+    small = ["-n", "1", "--steps", "4", "--refinements", "2", "--out", str(tmp_path / "out")]
+    code, _, err = command("generate", "a star", "--policy", str(run), "--backbone", models[1], *small)
+    assert code == 2 and "has not ended" in err and "--resume" in err
+    newest = str(run / "checkpoints" / "000002")
+    code, _, err = command("generate", "a star", "--policy", newest, "--backbone", models[1], *small)
+    assert code == 0, err

@@ -56,3 +56,29 @@ def drafted():
     from promptloop.policies.contract import Draft, Request
 
     return Draft(Request("a", "a"), "a")
+
+
+def test_a_resumed_watch_warns_as_the_uninterrupted_one() -> None:
+    """Fails when what was seen before the resume is forgotten, or told a second time."""
+    images = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    made = Rollout(("a", "a"), (0, 1), ((drafted(),), (drafted(),)), images, torch.zeros(2))
+    level = {"gold": 0.5}
+
+    def gold(images, queries):
+        return torch.full((2,), level["gold"])
+
+    lines: list[dict[str, float]] = []
+    told: list[tuple[int, str]] = []
+    for start, end in ((0, 4), (4, 12), (12, 14)):  # warned in the second part
+        watch = HackingWatch(
+            2,
+            gold,
+            lambda text, start=start: told.append((start, text)),
+            WatchSettings(window=3),
+            past=lambda: list(lines),
+        )
+        for update in range(start, end):
+            line = {"reward": 0.5 + 0.05 * update}
+            lines.append(line | watch(update, Batch((), shown=made), line))
+            level["gold"] -= 0.05
+    assert [start for start, _ in told] == [4] and told[0][1].startswith("update 5:")

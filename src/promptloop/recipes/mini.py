@@ -20,8 +20,10 @@ from promptloop.processes import Processes
 from promptloop.recipes import parts, runs
 from promptloop.recipes.job import EMBEDDED_WINDOW
 from promptloop.recipes.sheet import write_sheet
-from promptloop.rollout import Geometry
-from promptloop.train import Line, Training, train
+from promptloop.recipes.tracking import check as check_tracker
+from promptloop.recipes.tracking import push, tracker
+from promptloop.rollout import Geometry, alone
+from promptloop.train import After, Line, Training, train
 from promptloop.watch import HackingWatch
 from promptloop.world.queries import TASKS, random_query
 
@@ -36,7 +38,8 @@ class Mini:
 
     `reward` and `gold` (the hacking watch's, never trained on) are "oracle", "oracle-strict", "none" (gold)
     or your own "package.module:name". `Geometry`, `Surrogate`, `LoRA` and `Training` say what the others
-    mean.
+    mean. Every `base_every` updates (0: never) the queries alone are sampled too, which tells how much of the
+    room up to a reward of 1 is taken. `push_to_hub` is an "owner/name".
     """
 
     steps: int = 100
@@ -71,9 +74,12 @@ class Mini:
     micro_batch: int = 64
     max_batch: int = 96
     average: float = 0.0
+    base_every: int = 10
     sheet_every: int = 20
     save_every: int = 5
     device: str = "auto"
+    track: Literal["none", "tensorboard", "trackio", "wandb"] = "none"
+    push_to_hub: str = "none"
 
     def geometry(self) -> Geometry:
         return Geometry(self.queries, self.group, self.refinements, self.window, self.plan, self.loop,
@@ -118,7 +124,10 @@ def mini(
             write_sheet(run, update, batch.shown, settings.denoising_steps, settings.group)
         return {}
 
+    log, end = tracker(settings.track if processes.main else "none", run, settings)
+
     def tell(update: int, batch: Batch, line: Line) -> Line:
+        log(line, update)
         if progress is not None and processes.main:
             progress(f"reward {line['reward']:.3f}", update, settings.steps)
         return {}
@@ -131,15 +140,36 @@ def mini(
         run,
         processes=processes,
         save=network.save_pretrained,
-        after=[watch, sheet, tell],
+        after=[watch, base_of(settings, objective, processes), sheet, tell],
         last_good=last_good,
         stop_at=stop_at,
     )
     if processes.main:
         network.save_pretrained(run / runs.POLICY)
         runs.card(run, "mini", settings, device)
+        end()
+        if settings.push_to_hub != "none":
+            say(f"uploaded: {push(run, run / runs.POLICY, settings.push_to_hub)}")
     processes.wait()
     return {"updates": done, "settings": asdict(settings), "lines": runs.lines(run)}
+
+
+def base_of(settings: Mini, objective: PromptGRPO, processes: Processes) -> After:
+    """A hook that samples the queries alone now and then: "base", and how much of the room is "headroom"."""
+
+    def base(update: int, batch: Batch, line: Line) -> Line:
+        if not settings.base_every or (update - 1) % settings.base_every:
+            return {}
+        first, asked = processes.share.of_rows(objective.queries(update - 1))
+        there = alone(objective.denoiser, objective.reward, asked, objective.geometry,
+                      seed=objective.seed + update - 1, first=first)  # fmt: skip
+        found = processes.means({"base": float(there.mean())})
+        room = 1.0 - found["base"]  # the oracle's scores end at 1
+        if settings.reward.startswith("oracle") and room > 0:
+            found["headroom"] = (line["reward"] - found["base"]) / room
+        return found
+
+    return base
 
 
 def names(settings: Mini) -> None:
@@ -148,6 +178,9 @@ def names(settings: Mini) -> None:
     if settings.policy == "none":
         raise ValueError("policy 'none' has nothing to train; give mini-vlm, a chat model or a run's folder")
     parts.locate(settings.policy, "policy")
+    check_tracker(settings.track)
+    if settings.push_to_hub != "none" and not parts.HUB_ID.fullmatch(settings.push_to_hub):
+        raise ValueError(f"push_to_hub is {settings.push_to_hub!r}; give owner/name, or none")
     parts.reward(settings.reward)
     if settings.gold != "none":
         parts.reward(settings.gold)

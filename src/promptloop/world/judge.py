@@ -29,7 +29,7 @@ from promptloop.world.lessons import near_miss, user_says
 from promptloop.world.oracle import grade
 from promptloop.world.scene import Scene, random_scene, random_thing
 
-PAIRS, STEPS, BATCH = 12_000, 3000, 96
+PAIRS, STEPS, BATCH = 12_000, 1200, 96
 TURNED = 0.2  # share of the pairs whose label is wrong
 FILE, CONFIG = "judge.safetensors", "config.json"
 

@@ -1,0 +1,41 @@
+"""Metrics of a run for TensorBoard, trackio or Weights & Biases, through accelerate's trackers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+NEEDS = {"tensorboard": ("tensorboard", "tensorboardX"), "trackio": ("trackio",), "wandb": ("wandb",)}
+Log = Callable[[dict[str, float], int], None]
+
+
+def check(name: str) -> None:
+    """ValueError where the tracker's package is not installed. "none" needs none."""
+    if name != "none" and not any(find_spec(package) for package in NEEDS[name]):
+        raise ValueError(f"track is {name!r}, but it is not installed: pip install {NEEDS[name][-1]}")
+
+
+def tracker(name: str, run: Path, settings: Any) -> tuple[Log, Callable[[], None]]:
+    """(log, end): `log(metrics, update)` writes one line, `end()` closes. "none": both do nothing."""
+    if name == "none":
+        return lambda line, update: None, lambda: None
+    from accelerate import Accelerator
+
+    accelerator = Accelerator(log_with=name, project_dir=run / "tracking")
+    plain = (int, float, str, bool)
+    config = {key: v if isinstance(v, plain) else str(v) for key, v in asdict(settings).items()}
+    accelerator.init_trackers("promptloop", config=config)
+    return lambda line, update: accelerator.log(line, step=update), accelerator.end_training
+
+
+def push(run: Path, policy: Path, repo: str) -> str:
+    """Uploads the policy and the run's card to the hub's `repo` ("owner/name"); its address."""
+    from huggingface_hub import HfApi
+
+    hub = HfApi()
+    hub.create_repo(repo, exist_ok=True)
+    hub.upload_file(path_or_fileobj=run / "README.md", path_in_repo="README.md", repo_id=repo)
+    return str(hub.upload_folder(folder_path=policy, repo_id=repo, ignore_patterns=["README.md"]))
