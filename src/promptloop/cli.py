@@ -166,7 +166,8 @@ def train(
 @app.command(epilog="Example: promptloop reproduce C1 C3 --quick --out results")
 def reproduce(
     claims: Annotated[
-        list[str] | None, typer.Argument(metavar="[CLAIM]...", help="C1 to C9, feedback; default: all.")
+        list[str] | None,
+        typer.Argument(metavar="[CLAIM]...", help="C1 to C9 (no C5 yet), feedback; default: all."),
     ] = None,
     out: Out = Path("promptloop-results"),
     quick: Annotated[bool, typer.Option("--quick", help="One seed, few queries; for a look.")] = False,

@@ -73,8 +73,6 @@ ROWS: dict[str, Row] = {
     "flow-image": Row("mini-flow, the policy of mini-unet", "image", backbone="mini-flow"),
     "few-base": Row("mini-unet in 8 steps of DPM-Solver++, the query", None, FEW, solver="dpm++"),
     "few-image": Row("the same, the policy of mini-unet", "image", FEW, solver="dpm++"),
-    "tuned-base": Row("mini-unet with a DPO LoRA, the query", None, backbone="mini-unet-dpo"),
-    "tuned-image": Row("mini-unet with a DPO LoRA, the policy", "image", backbone="mini-unet-dpo"),
     **{f"n{n}": counted(n) for n in (1, 2, 3, 8)},
     **{
         f"open{n}": replace(counted(n), way=Way(refinements=n, loop="open"), title=f"open loop, {n}")
@@ -91,8 +89,6 @@ CLAIMS: dict[str, Claim] = {
     "C4": Claim("One policy, other backbones",
                 ("base", "image", "flow-base", "flow-image", "few-base", "few-image"),
                 (("flow-image", "flow-base"), ("few-image", "few-base"))),
-    "C5": Claim("On a LoRA-tuned backbone", ("base", "tuned-base", "image", "tuned-image"),
-                (("tuned-base", "base"), ("tuned-image", "tuned-base"))),
     "C6": Claim("Trained on an imperfect reward, graded by the oracle", ("base", "image", "preference"),
                 (("preference", "base"), ("image", "preference"))),
     "C7": Claim("What refinements cost", ("base", "n1", "n3", "image", "open1", "open3", "open")),

@@ -147,7 +147,7 @@ def locate(name: str, role: str) -> tuple[str, bool]:
     folder, index = Path(name).expanduser(), "model_index.json" if role == "backbone" else "config.json"
     if role == "policy" and (folder / "policy" / LORA_CONFIG).is_file():  # the folder of a training run
         folder = folder / "policy"
-    if role == "policy" and (folder / "checkpoints").is_dir() and not (folder / index).is_file():
+    if role == "policy" and (folder / "checkpoints").is_dir():
         raise ValueError(
             f"the training run {name} has not ended, so it has no policy yet: go on with "
             f"`promptloop train RECIPE --out {name} --resume`, or give one of {name}/checkpoints"

@@ -50,6 +50,10 @@ def reproduce(
         train_all(out / "policies", say=say)
     made = out / "policies" if train else None
     wanted = list(dict.fromkeys(row for name in chosen for row in CLAIMS[name].rows + pairs_of(name)))
+    for name in wanted:  # what is missing is told before anything is measured
+        if made is None and ROWS[name].policy in TRAINED and not (out / "rows" / f"{name}.json").exists():
+            for seed in range(1 if quick else ROWS[name].seeds):
+                study(str(ROWS[name].policy), seed)
     found: dict[str, dict[str, Any]] = {}
     for k, name in enumerate(wanted):
         if progress is not None:

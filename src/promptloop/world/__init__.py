@@ -5,7 +5,7 @@ from pathlib import Path
 WEIGHTS = Path(__file__).parent / "weights"
 
 MODELS = ("mini-unet", "mini-flow", "mini-vlm")  # what build.py makes
-MADE_FROM_THEM = ("mini-judge", "mini-unet-dpo")  # a learned reward; a LoRA-tuned backbone for the studies
+MADE_FROM_THEM = ("mini-judge",)  # a learned reward (judge.py)
 
 
 def weights(name: str) -> Path:
@@ -22,5 +22,7 @@ def study(name: str, seed: int) -> Path:
     folder = WEIGHTS / "studies" / f"{name}-{seed}"
     if not folder.is_dir():
         there = ", ".join(sorted(f.name for f in folder.parent.glob("*"))) or "none"
-        raise ValueError(f"no trained policy {folder.name!r}; there: {there}")
+        raise ValueError(
+            f"no trained policy {folder.name!r} (there: {there}); `promptloop reproduce --train` trains it"
+        )
     return folder

@@ -1,0 +1,47 @@
+"""`promptloop reproduce`: what it refuses, and that its tables come from its files."""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from promptloop.recipes import reproduce as recipe
+from promptloop.recipes.claims import CLAIMS, ROWS
+
+
+def test_an_unknown_claim_and_a_missing_policy(command: Callable[..., Any], tmp_path: Path) -> None:
+    """One sentence each, before anything is measured."""
+    code, _, err = command("reproduce", "C11", "--out", str(tmp_path))
+    assert code == 2 and "did you mean 'c1'" in err
+    code, _, err = command("reproduce", "C2", "--quick", "--out", str(tmp_path / "new"))
+    assert code == 2 and "--train" in err and not (tmp_path / "new").exists()
+
+
+def test_a_row_is_measured_once_and_other_settings_are_refused(tmp_path: Path) -> None:
+    """The query alone on seven queries. Fails when a row is drawn anew, or settings are not compared."""
+    first = recipe.row("base", tmp_path, 7, 1, None)
+    assert recipe.row("base", tmp_path, 7, 1, None) == first
+    assert len(first["scores"]["oracle"]) == 1 and len(first["scores"]["preference"][0]) == 7
+    try:
+        recipe.row("base", tmp_path, 14, 1, None)
+    except ValueError as error:
+        assert "other settings" in str(error)
+    else:
+        raise AssertionError("another number of queries was taken for the same row")
+
+
+def test_tables_are_made_from_the_files(command: Callable[..., Any], tmp_path: Path) -> None:
+    """Fails when rows and columns are mixed up: base scores 0.2, the policy 0.7, in every query and seed."""
+    for name, score in (("base", 0.2), ("image", 0.7)):
+        settings = json.loads(json.dumps({**asdict(ROWS[name]), "queries": recipe.QUICK, "seeds": 1}))
+        scores = {reward: [[score] * recipe.QUICK] for reward in recipe.REWARDS}
+        cost = {"denoiser calls": 40.0, "policy tokens": 3.0, "kept": 0.5, "seconds": 0.1}
+        file = tmp_path / "rows" / f"{name}.json"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(json.dumps({"settings": settings, "scores": scores, "cost": cost}))
+    code, out, err = command("reproduce", "c1", "--quick", "--out", str(tmp_path))
+    assert code == 0, err
+    assert CLAIMS["C1"].title in out and "| the query | 0.200 (0.200 to 0.200)" in out
+    assert "| 0.500 (0.500 to 0.500) | 0.500 (0.500 to 0.500) |" in out
+    assert (tmp_path / "tables.md").read_text().strip() == out.strip()
