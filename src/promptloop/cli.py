@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import sys
 import warnings
@@ -14,6 +13,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from promptloop import __version__
+from promptloop.names import nearest
 
 UsageError: Any = typer.BadParameter.__mro__[1]  # what the parser raises for bad input
 app = typer.Typer(
@@ -241,6 +241,7 @@ def quiet() -> None:
     import transformers
 
     warnings.filterwarnings("ignore", module="huggingface_hub|diffusers|transformers")
+    warnings.filterwarnings("ignore", "the text encoder reads")  # the report says it of the queries
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
 
@@ -283,8 +284,5 @@ def usage(error: Any) -> str:
         str(command.name or getattr(command.callback, "__name__", "")) for command in app.registered_commands
     ]
     if "No such command" in message and "Did you mean" not in message:
-        near = difflib.get_close_matches(message.split("'")[1], commands, n=1)
-        return (
-            f"{message} {f'Did you mean {near[0]!r}?' if near else 'Commands: ' + ', '.join(commands) + '.'}"
-        )
+        return f"{message.rstrip('.')}; {nearest(message.split(chr(39))[1], commands, 'commands')}"
     return message

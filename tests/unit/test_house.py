@@ -19,7 +19,7 @@ PYTHON = sorted(
     p for d in ("src", "tests", "benchmarks") if (ROOT / d).is_dir() for p in (ROOT / d).rglob("*.py")
 )
 
-LOWEST = {"world", "rewards", "policies", "denoisers", "schedules"}
+LOWEST = {"world", "rewards", "policies", "denoisers", "schedules", "names"}
 LOOP = LOWEST | {"transition", "history", "solvers", "state", "sample", "parameters"}
 MIDDLE = LOOP | {"controls"}
 TRAIN = MIDDLE | {"rollout", "objectives", "timing"}
@@ -41,7 +41,7 @@ ARROWS = {  # room -> the rooms it may import
     "train": TRAIN | {"checkpoint", "processes"},
     "bench": MIDDLE | {"bench"},
     "recipes": TRAIN | {"train", "processes", "watch", "checkpoint", "bench", "recipes", "__init__"},
-    "cli": {"recipes", "__init__"},
+    "cli": {"recipes", "names", "__init__"},
     "__main__": {"cli"},
     "studio": {"recipes", "studio", "__init__"},
     "__init__": {"__init__", *TRAIN, "train", "processes", "bench", "recipes"},

@@ -213,7 +213,7 @@ def ask(policy: Policy, state: State, rows: Sequence[int], steps: Sequence[int] 
     drawn = [state.step] * len(rows) if steps is None else steps
     total, limit = len(state.run.levels) - 1, denoiser.text_limit
     requests = [
-        Request(state.queries[i], state.prompts[i], estimate, step / total, limit)
+        Request(state.queries[i], state.prompts[i], estimate, step / total)
         for i, estimate, step in zip(rows, estimates, when, strict=True)
     ]
     seeds = [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -57,10 +56,8 @@ def from_pipeline(pipe: Any) -> Denoiser:
 
 
 def _family(name: str) -> Any:
-    """The denoiser class for a pipeline class name; ValueError naming the nearest and all supported ones."""
+    """The denoiser class for a pipeline class name; ValueError naming the supported ones."""
     if name not in FAMILIES:
-        near = difflib.get_close_matches(name, FAMILIES, n=1)
-        hint = f" (nearest: {near[0]})" if near else ""
-        raise ValueError(f"{name} is not a supported pipeline{hint}; supported: {', '.join(FAMILIES)}")
+        raise ValueError(f"{name} is not a supported pipeline; supported: {', '.join(FAMILIES)}")
     module, _, attribute = FAMILIES[name].partition(":")
     return getattr(import_module(module), attribute)

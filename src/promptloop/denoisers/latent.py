@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from promptloop.denoisers.cond import Cond
 from promptloop.denoisers.denoiser import Denoiser
 
 
@@ -19,6 +25,21 @@ class LatentDenoiser(Denoiser):
     def __init__(self, pipe: Any, network: nn.Module) -> None:
         self.pipe = pipe
         self.network = network
+
+    def embed(self, prompts: Sequence[str]) -> Cond:
+        """By the pipeline's encode_prompt; a warning names each prompt that the encoder does not read to its
+        end.
+        """
+        for prompt in prompts:
+            if (tokens := self.count_tokens(prompt)) > self.text_limit:
+                read = f"the text encoder reads {self.text_limit} of the {tokens} tokens of {prompt!r}"
+                warnings.warn(read, stacklevel=2)
+        with quiet("diffusers", "transformers"):  # they say the same of all prompts at once, padding included
+            return self._encode(list(prompts))
+
+    @abstractmethod
+    def _encode(self, prompts: list[str]) -> Cond:
+        """The prompts as the network reads them."""
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
@@ -58,3 +79,17 @@ def text_room(tokenizer: Any, length: int) -> int:
 def text_tokens(tokenizer: Any, text: str) -> int:
     """Tokens of `text`, without start and end marks and without truncation."""
     return len(tokenizer(text, add_special_tokens=False, truncation=False, verbose=False).input_ids)
+
+
+@contextmanager
+def quiet(*libraries: str) -> Iterator[None]:
+    """Inside, the libraries log errors only."""
+    loggers = [logging.getLogger(library) for library in libraries]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any, final
 
 import torch
@@ -31,9 +30,9 @@ class SD(LatentDenoiser):
         if pipe.unet.config.time_cond_proj_dim is not None:
             raise ValueError("this UNet wants a guidance scale as input (time_cond_proj_dim), which SD lacks")
 
-    def embed(self, prompts: Sequence[str]) -> Cond:
-        """Field "text" [B, length, width], by the pipeline's encode_prompt."""
-        text, _ = self.pipe.encode_prompt(list(prompts), self.device, 1, False)
+    def _encode(self, prompts: list[str]) -> Cond:
+        """Field "text" [B, length, width]."""
+        text, _ = self.pipe.encode_prompt(prompts, self.device, 1, False)
         return Cond({"text": text})
 
     def clean(self, x: Tensor, level: Level, cond: Cond) -> Tensor:

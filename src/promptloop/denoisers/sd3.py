@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, final
 
 import torch
@@ -29,10 +28,10 @@ class SD3(LatentDenoiser):
         third = pipe.tokenizer_3
         self.t5_length = T5_LENGTH if third is None else min(T5_LENGTH, third.model_max_length)
 
-    def embed(self, prompts: Sequence[str]) -> Cond:
-        """Fields "text" [B, length, width] and "pooled" [B, width], by the pipeline's encode_prompt."""
+    def _encode(self, prompts: list[str]) -> Cond:
+        """Fields "text" [B, length, width] and "pooled" [B, width]."""
         text, _, pooled, _ = self.pipe.encode_prompt(
-            list(prompts), None, None, device=self.device, do_classifier_free_guidance=False,
+            prompts, None, None, device=self.device, do_classifier_free_guidance=False,
             max_sequence_length=self.t5_length)  # fmt: skip
         return Cond({"text": text, "pooled": pooled})
 

@@ -19,14 +19,13 @@ class Request:
 
     `query` is what the user wants, `prompt` the prompt in force. `estimate` [3, H, W] in [0, 1] is the
     denoised estimate, None where there is none (the first step, open loop). `progress` in [0, 1] is the part
-    of the trajectory already executed. `limit` is the number of tokens the text encoder reads (None: any).
+    of the trajectory already executed.
     """
 
     query: str
     prompt: str
     estimate: Tensor | None = None
     progress: float = 0.0
-    limit: int | None = None
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.progress <= 1.0:

@@ -12,6 +12,7 @@ from typing import Any, Literal, final
 
 import torch
 
+from promptloop.names import HUB_ID
 from promptloop.objectives.contract import Batch
 from promptloop.objectives.policy_gradient import Surrogate
 from promptloop.objectives.prompts import PromptGRPO
@@ -179,7 +180,7 @@ def names(settings: Mini) -> None:
         raise ValueError("policy 'none' has nothing to train; give mini-vlm, a chat model or a run's folder")
     parts.locate(settings.policy, "policy")
     check_tracker(settings.track)
-    if settings.push_to_hub != "none" and not parts.HUB_ID.fullmatch(settings.push_to_hub):
+    if settings.push_to_hub != "none" and not HUB_ID.fullmatch(settings.push_to_hub):
         raise ValueError(f"push_to_hub is {settings.push_to_hub!r}; give owner/name, or none")
     parts.reward(settings.reward)
     if settings.gold != "none":

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import re
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 
 from promptloop.denoisers import load as load_denoiser
 from promptloop.denoisers.denoiser import Denoiser
+from promptloop.names import HUB_ID, nearest
 from promptloop.policies.contract import Policy
 from promptloop.world import weights
 
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
 NAMES = {"backbone": ("mini-unet", "mini-flow"), "policy": ("mini-vlm", "none")}
 DOTTED = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 LORA_CONFIG = "adapter_config.json"
 LOADED = {".safetensors", ".bin", ".json", ".txt", ".model", ".jinja", ".py"}
 
@@ -105,20 +105,18 @@ def reward(name: str) -> Any:
     nearest.
     """
     from promptloop.world.judge import JudgeReward
-    from promptloop.world.oracle import OracleReward, StrictOracleReward
+    from promptloop.world.oracle import OracleReward
 
     if DOTTED.fullmatch(name):
         made = imported(name, "reward")
         return made() if isinstance(made, type) else made
     known: dict[str, Any] = {
         "oracle": OracleReward,
-        "oracle-strict": StrictOracleReward,
+        "oracle-strict": partial(OracleReward, strict=True),
         "preference": JudgeReward,
     }
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
-        raise ValueError(f"no reward {name!r}; {hint} (or your own package.module:name)")
+        raise ValueError(f"no reward {name!r}; {nearest(name, known)} (or your own package.module:name)")
     return known[name]()
 
 
@@ -160,9 +158,10 @@ def locate(name: str, role: str) -> tuple[str, bool]:
         return str(folder.resolve()), False
     if HUB_ID.fullmatch(name):
         return name, False
-    near = difflib.get_close_matches(name, names, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"embedded: {', '.join(names)}"
-    raise ValueError(f"no {role} {name!r}: it is no folder, no hub id owner/name and no embedded one; {hint}")
+    raise ValueError(
+        f"no {role} {name!r}: it is no folder, no hub id owner/name and no embedded one; "
+        f"{nearest(name, names, 'embedded')}"
+    )
 
 
 def imported(name: str, role: str) -> Any:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from promptloop.bench.arms import measured
 from promptloop.bench.paired import difference, interval
+from promptloop.names import one_of
 from promptloop.recipes import parts, runs
 from promptloop.recipes.claims import CLAIMS, ROWS, TRAINED, Claim, Row
 from promptloop.recipes.mini import mini
@@ -71,7 +72,7 @@ def pairs_of(claim: str) -> tuple[str, ...]:
 def claim_named(name: str) -> str:
     """The claim's own spelling; ValueError with the nearest for an unknown one."""
     known = {claim.lower(): claim for claim in CLAIMS}
-    return known[runs.one_of(name.lower(), known, "claim")]
+    return known[one_of(name.lower(), known, "claim")]
 
 
 # --- rows

@@ -4,16 +4,16 @@ Markdown.
 
 from __future__ import annotations
 
-import difflib
 import json
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
 from promptloop import __version__, checkpoint
+from promptloop.names import nearest, one_of
 from promptloop.recipes import trace
 
 CONFIG = "config.json"
@@ -33,23 +33,12 @@ def settings_from(kind: type[S], values: Mapping[str, Any]) -> S:
     return kind(**{name: read_as(hints[name], value, name) for name, value in values.items()})
 
 
-def one_of(name: str, known: Iterable[str], kind: str) -> str:
-    """`name`, where it is known; ValueError with the nearest where it is not."""
-    names = list(known)
-    if name in names:
-        return name
-    near = difflib.get_close_matches(name, names, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names)}"
-    raise ValueError(f"unknown {kind} {name!r}; {hint}")
-
-
 def read_as(wanted: Any, value: Any, name: str) -> Any:
     """`value` as the type `wanted`; ValueError where it is not one."""
     options = typing.get_args(wanted)
     if typing.get_origin(wanted) is typing.Literal:
         if value not in options:
-            near = difflib.get_close_matches(str(value), [str(o) for o in options], n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(map(str, options))}"
+            hint = nearest(str(value), map(str, options), "choose one of")
             raise ValueError(f"{name} is {value!r}; {hint}")
         return value
     if typing.get_origin(wanted) in (types.UnionType, typing.Union):

@@ -7,6 +7,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from promptloop.names import one_of
 from promptloop.recipes import runs
 
 RECIPES = {  # name -> "module:settings module:function"
@@ -36,7 +37,7 @@ def settings_given(arguments: Sequence[str]) -> dict[str, str]:
 
 def recipe_named(name: str) -> tuple[Any, Callable[..., dict[str, Any]]]:
     """The settings class and the function of a recipe; ValueError with the nearest name."""
-    kind, function = (found(where) for where in RECIPES[runs.one_of(name, RECIPES, "recipe")])
+    kind, function = (found(where) for where in RECIPES[one_of(name, RECIPES, "recipe")])
     return kind, function
 
 

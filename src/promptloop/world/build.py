@@ -29,6 +29,7 @@ STEPS = {
     "mini-flow": 11_000,
     "eyes": 1500,
     "mini-vlm": 1600,
+    "tuning": 1200,
 }
 RATES = {"mini-unet": 1.5e-3, "mini-flow": 2e-3}
 POOL = 12_000  # denoised estimates that mini-vlm is shown
@@ -42,7 +43,7 @@ def load_vae(out: Path, device: str) -> Any:
 
 def run_stage(stage: str, out: Path, *, seed: int, scale: float, device: str) -> None:
     """One stage. ``scale`` multiplies every number of steps and scenes (tests use a tiny one)."""
-    from promptloop.world import autoencoder, backbones, speaker
+    from promptloop.world import autoencoder, backbones, speaker, tuning
 
     steps = {name: max(2, int(n * scale)) for name, n in STEPS.items()}
     scenes = max(576, int(SCENES * scale))
@@ -65,9 +66,9 @@ def run_stage(stage: str, out: Path, *, seed: int, scale: float, device: str) ->
         )
     elif stage == "mini-vlm":
         pool = estimate_pool(out, count=max(288, int(POOL * scale)), seed=seed, scenes=scenes)
-        speaker.train(
-            out / stage, pool, steps=steps[stage], eye_steps=steps["eyes"], seed=seed, device=device
-        )
+        lessons = out / stage / "lessons"
+        speaker.train(lessons, pool, steps=steps[stage], eye_steps=steps["eyes"], seed=seed, device=device)
+        tuning.train(out / stage, lessons / "model", pool, steps=steps["tuning"], seed=seed, device=device)
     elif stage == "pack":
         pack(out)
     else:
@@ -116,6 +117,8 @@ def pack(out: Path) -> None:
             pipe.to(torch.float16)
             pipe.save_pretrained(folder)
         shutil.copy(out / name / "log.jsonl", folder / "training_log.jsonl")
+        if name == "mini-vlm":
+            shutil.copy(out / name / "lessons" / "log.jsonl", folder / "lessons_log.jsonl")
     shutil.copy(out / "vae" / "log.jsonl", target / "autoencoder_log.jsonl")
 
 

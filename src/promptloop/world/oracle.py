@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar, final
 
 import numpy as np
 import torch
@@ -55,22 +56,20 @@ def grade(images: Tensor | np.ndarray, asks: Sequence[Ask | str]) -> Grades:
     return Grades(soft, strict, reasons)
 
 
+@final
+@dataclass(frozen=True)
 class OracleReward:
-    """The oracle as a reward: ``reward(images, queries) -> soft [B]``, scale 0 to 1, not differentiable."""
+    """The oracle as a reward: ``reward(images, queries) -> [B]``, scale 0 to 1, not differentiable.
 
-    differentiable = False
+    It is the soft score, or with ``strict`` 1 where every clause holds and else 0.
+    """
 
-    def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        return grade(images, prompts).soft
-
-
-class StrictOracleReward:
-    """The oracle as a reward of 0 or 1: every clause holds or not."""
-
-    differentiable = False
+    strict: bool = False
+    differentiable: ClassVar[bool] = False
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        return grade(images, prompts).strict
+        found = grade(images, prompts)
+        return found.strict if self.strict else found.soft
 
 
 def attribute_scores(reading: Reading, image: int, group: Group) -> dict[str, np.ndarray]:

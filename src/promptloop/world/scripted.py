@@ -58,9 +58,14 @@ def fitting(asks: Sequence[Ask]) -> str:
     for ask in asks:
         for terse in (False, True):
             text = phrase(ask, terse=terse)
-            if len(text.replace(",", " ,").split()) <= WINDOW - 2:
+            if readable(text):
                 return text
     return phrase(asks[-1], terse=True)
+
+
+def readable(text: str) -> bool:
+    """Whether the backbones' text encoders read all of ``text``."""
+    return len(text.replace(",", " ,").split()) <= WINDOW - 2
 
 
 def other_thing(ask: Ask, rng: random.Random) -> Group:

@@ -1,0 +1,24 @@
+"""Names that users give: one of the known ones, or the nearest to it in the error; a hub id."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")  # "owner/name"
+
+
+def one_of(name: str, known: Iterable[str], kind: str) -> str:
+    """`name`, where it is known; ValueError with the nearest where it is not."""
+    names = list(known)
+    if name in names:
+        return name
+    raise ValueError(f"unknown {kind} {name!r}; {nearest(name, names)}")
+
+
+def nearest(name: str, known: Iterable[str], several: str = "known") -> str:
+    """What to say beside an unknown name: the nearest, or all of them where none is near."""
+    names = list(known)
+    near = difflib.get_close_matches(name, names, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"{several}: {', '.join(names)}"
