@@ -74,6 +74,23 @@ def free_port() -> int:
         return free.getsockname()[1]
 
 
+def killed_and_resumed(run: Path, steps: int, kills: int, models: list[str]) -> None:
+    """A training of `steps` updates that gets SIGKILL `kills` times, at random moments of an update."""
+    rng = random.Random(0)
+    for _ in range(kills):
+        begun = (run / "config.json").exists()
+        how = ["--resume"] if begun else ["--steps", str(steps), *models, *SMALL]
+        process, seen, deadline = start("mini", "--out", str(run), *how), updates_done(run), time.time() + 120
+        enough = min(seen + 2, steps - 1)
+        while process.poll() is None and time.time() < deadline and updates_done(run) < enough:
+            time.sleep(0.02)
+        time.sleep(rng.random() * 0.5)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    code, _, err = train("mini", "--resume", "--out", str(run))
+    assert code == 0, err
+
+
 @pytest.mark.slow
 def test_killed_at_random_and_resumed_equals_uninterrupted(models: list[str], tmp_path: Path) -> None:
     """Five kills. Fails when the optimiser, a generator or the position in the data is left out."""
@@ -82,22 +99,7 @@ def test_killed_at_random_and_resumed_equals_uninterrupted(models: list[str], tm
     assert code == 0, err
     assert "12 updates" in out and (whole / "README.md").is_file()
     assert (whole / "sheets" / "000012.png").is_file()
-    rng = random.Random(0)
-    for _ in range(5):
-        begun = (parts / "config.json").exists()
-        how = ["--resume"] if begun else ["--steps", "12", *models, *SMALL]
-        process, seen, deadline = (
-            start("mini", "--out", str(parts), *how),
-            updates_done(parts),
-            time.time() + 120,
-        )
-        while process.poll() is None and time.time() < deadline and updates_done(parts) < min(seen + 2, 11):
-            time.sleep(0.02)
-        time.sleep(rng.random() * 0.5)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-    code, _, err = train("mini", "--resume", "--out", str(parts))
-    assert code == 0, err
+    killed_and_resumed(parts, 12, 5, models)
     a, b = result(whole), result(parts)
     assert a.keys() == b.keys() and all(bool((a[k] == b[k]).all()) for k in a)
     assert learned(a)
