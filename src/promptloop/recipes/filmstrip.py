@@ -34,9 +34,9 @@ class Panel:
     final: bool = False
 
 
-def filmstrip(shot: Shot) -> Image.Image:
-    """The strip of one sample as an RGB picture."""
-    rows = [("refined" if shot.picture.notes else "image", panels(shot.picture))]
+def filmstrip(shot: Shot, verdict: str = "") -> Image.Image:
+    """The strip of one sample as an RGB picture; `verdict` stands below its finished image."""
+    rows = [("refined" if shot.picture.notes else "image", panels(shot.picture, verdict))]
     if shot.base is not None:
         rows.append(("base: the query alone, same noise", panels(shot.base)))
     chunks = [
@@ -64,17 +64,17 @@ def filmstrip(shot: Shot) -> Image.Image:
     return canvas
 
 
-def panels(picture: Picture) -> list[Panel]:
+def panels(picture: Picture, verdict: str = "") -> list[Panel]:
     """The frames of a picture and, last, the picture itself."""
     row = []
     for frame in picture.frames:
         note = picture.note_at(frame.step)
-        label = "start: noise" if frame.step == 0 else f"after step {frame.step}"
+        label = frame.label or ("start: noise" if frame.step == 0 else f"after step {frame.step}")
         changes = note.changes() if note else []
         words = tuple((word, kind == "new") for kind, word in changes if kind != "gone")
         kept = {None: "", "same": "kept"}.get(note.kept, f"kept: the answer was {note.kept}") if note else ""
         row.append(Panel(label, frame.image, words, kept))
-    row.append(Panel("final", picture.image, score=picture.score, final=True))
+    row.append(Panel("final", picture.image, (), verdict, picture.score, final=True))
     return row
 
 

@@ -27,7 +27,8 @@ def shots_of(made: Rollout, rows: Sequence[int], steps: int) -> list[Shot]:
             if draft.request.estimate is not None:
                 frames.append(Frame(step, pixels(draft.request.estimate)))
             else:
-                frames.append(Frame(step, pixels(made.images[k] * 0 + 0.5)))
+                label = f"step {step}: no estimate shown" if step else "start: no estimate yet"
+                frames.append(Frame(step, pixels(made.images[k] * 0 + 0.5), label))
         picture = Picture(pixels(made.images[k]), tuple(frames), tuple(notes))
         shots.append(Shot(k, made.queries[k], made.seeds[k], picture))
     return shots
@@ -40,7 +41,7 @@ def write_sheet(run: Path, update: int, made: Rollout, steps: int, group: int, c
         rewards = made.rewards[g * group : (g + 1) * group]
         rows += [g * group + int(rewards.argmax()), g * group + int(rewards.argmin())]
     shots = shots_of(made, rows, steps)
-    strips = [filmstrip(shot) for shot in shots]
+    strips = [filmstrip(shot, f"reward {made.rewards[k]:.3f}") for k, shot in zip(rows, shots, strict=True)]
     width, height = max(s.width for s in strips), sum(s.height for s in strips)
     page, y = Image.new("RGB", (width, height), (250, 249, 246)), 0
     for strip in strips:

@@ -28,10 +28,14 @@ def digest(image: Pixels) -> str:
 @final
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """What the loop believed the picture to be after `step` steps (step 0: the noise it starts from)."""
+    """What the loop believed the picture to be after `step` steps (step 0: the noise it starts from).
+
+    `label` replaces the one that tells the step.
+    """
 
     step: int
     image: Pixels
+    label: str = ""
 
 
 @final
