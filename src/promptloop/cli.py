@@ -32,7 +32,10 @@ Backbone = Annotated[
     str, typer.Option(metavar="DIR|ID", help="mini-unet, mini-flow, a diffusers folder or a hub id.")
 ]
 WritesPrompts = Annotated[
-    str, typer.Option(metavar="DIR|ID|none", help="mini-vlm, a chat model's folder or hub id, or none.")
+    str,
+    typer.Option(
+        metavar="DIR|ID|none", help="mini-policy, mini-vlm, a chat model's folder or hub id, or none."
+    ),
 ]
 Refinements = Annotated[
     int, typer.Option(metavar="N", help="How often the prompt is written, first step included.")
@@ -63,7 +66,7 @@ def generate(
     query: Annotated[str, typer.Argument(metavar="QUERY", help="What the picture should show.")],
     out: Out,
     backbone: Backbone = "mini-unet",
-    policy: WritesPrompts = "mini-vlm",
+    policy: WritesPrompts = "mini-policy",
     refinements: Refinements = 5,
     window: Window = None,
     open_loop: OpenLoop = False,
@@ -118,7 +121,7 @@ def replay(
 def demo(
     out: Out = Path("promptloop-demo"),
     backbone: Backbone = "mini-unet",
-    policy: WritesPrompts = "mini-vlm",
+    policy: WritesPrompts = "mini-policy",
     seed: Seed = 0,
     n: Count = 4,
     overwrite: Overwrite = False,
@@ -167,7 +170,7 @@ def train(
 def reproduce(
     claims: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[CLAIM]...", help="C1 to C9 (no C5 yet), feedback; default: all."),
+        typer.Argument(metavar="[CLAIM]...", help="C1 to C9, feedback; default: all that can be measured."),
     ] = None,
     out: Out = Path("promptloop-results"),
     quick: Annotated[bool, typer.Option("--quick", help="One seed, few queries; for a look.")] = False,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal, final
 
 import torch
@@ -20,8 +21,9 @@ EYES = r".*(vision|visual|image|projector|connector|merger).*"  # what the chat 
 class LoRA:
     """Low-rank updates (arXiv 2106.09685) of the linear layers whose names end in one of `targets`.
 
-    `targets` "language" means every linear layer of the language model: the eyes (vision tower, projector)
-    stay as they are and need no gradient. "all-linear" means every one but the output head, as peft has it.
+    `targets`, for a policy: "language" means every linear layer of the language model, so that the eyes
+    (vision tower, projector) stay as they are and need no gradient; "all-linear" every one but the output
+    head, as peft has it. For a denoiser both mean its attention layers.
     """
 
     rank: int = 16
@@ -59,6 +61,35 @@ def with_lora(policy: Mllm, settings: LoRA, *, seed: int, base: str | None = Non
     return replace(policy, network=network)
 
 
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+
+
+def lora_on(denoiser: Any, settings: LoRA, *, seed: int) -> None:
+    """Gives the denoiser's network a fresh LoRA on its attention layers, which alone is trained."""
+    from peft import LoraConfig
+
+    wanted = list(ATTENTION) if isinstance(settings.targets, str) else list(settings.targets)
+    config = LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=wanted)
+    denoiser.network.requires_grad_(False)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        denoiser.network.add_adapter(config)
+
+
+def save_lora(denoiser: Any, folder: Path, *, base: str) -> None:
+    """The denoiser's LoRA in the peft layout; `base` is the name of the weights it belongs to."""
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import save_file
+
+    found = get_peft_model_state_dict(denoiser.network)
+    tensors = {f"base_model.model.{name}": t.detach().cpu().contiguous() for name, t in found.items()}
+    config = denoiser.network.peft_config["default"]
+    config.base_model_name_or_path = base
+    folder.mkdir(parents=True, exist_ok=True)
+    config.save_pretrained(folder)
+    save_file(tensors, folder / "adapter_model.safetensors")
+
+
 def fully(policy: Mllm) -> Mllm:
     """The policy with all its weights trained."""
     policy.network.requires_grad_(True)
@@ -79,6 +110,13 @@ def reference(network: Any, weights: Mapping[str, Tensor] | None = None) -> Iter
     if hasattr(network, "disable_adapter"):
         with network.disable_adapter():
             yield
+        return
+    if getattr(network, "peft_config", None):  # a diffusers network that has LoRAs
+        network.disable_adapters()
+        try:
+            yield
+        finally:
+            network.enable_adapters()
         return
     if weights is None:
         raise ValueError(

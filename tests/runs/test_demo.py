@@ -20,7 +20,7 @@ def test_demo_grades_six_held_out_queries(
     """Fails if the table shows other numbers than the trace, or if an embedded backbone is not graded."""
     models = {
         "mini-unet": tiny.saved(tiny.sd(sample=32), tmp_path / "sd"),
-        "mini-vlm": tiny_vlm.build("llava", tmp_path / "vlm"),
+        "mini-policy": tiny_vlm.build("llava", tmp_path / "vlm"),
     }
     monkeypatch.setattr(parts, "weights", models.__getitem__)
     monkeypatch.setattr(sys, "argv", ["promptloop", "demo", "--out", str(tmp_path / "demo"), "-n", "1"])

@@ -137,7 +137,7 @@ def test_several_queries_and_seeds(backbone: str) -> None:
 
 
 BAD = {
-    "unknown command": (["genrate"], "did you mean 'generate'"),
+    "unknown command": (["genrate"], "Did you mean 'generate'"),
     "unknown option": (["generate", "a", "--sed", "1"], "--seed"),
     "no output folder": (["generate", "a"], "Missing option '--out'"),
     "not a number": (["generate", "a", "--out", "OUT", "-n", "four"], "-n"),

@@ -2,20 +2,26 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from promptloop.recipes import reproduce as recipe
-from promptloop.recipes.claims import CLAIMS, ROWS
+from promptloop.recipes.claims import CLAIMS
+from promptloop.world import study
 
 
-def test_an_unknown_claim_and_a_missing_policy(command: Callable[..., Any], tmp_path: Path) -> None:
-    """One sentence each, before anything is measured."""
+def test_an_unknown_claim_and_a_missing_policy(
+    command: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One sentence each, before anything is measured. Fails if a missing policy is found out too late."""
+    monkeypatch.setattr(recipe, "study", lambda name, seed: study("never-trained", seed))
     code, _, err = command("reproduce", "C11", "--out", str(tmp_path))
     assert code == 2 and "did you mean 'c1'" in err
     code, _, err = command("reproduce", "C2", "--quick", "--out", str(tmp_path / "new"))
     assert code == 2 and "--train" in err and not (tmp_path / "new").exists()
+    assert all(recipe.missing(claim, 1, None) for claim in CLAIMS)
 
 
 def test_a_row_is_measured_once_and_other_settings_are_refused(tmp_path: Path) -> None:
@@ -34,7 +40,7 @@ def test_a_row_is_measured_once_and_other_settings_are_refused(tmp_path: Path) -
 def test_tables_are_made_from_the_files(command: Callable[..., Any], tmp_path: Path) -> None:
     """Fails when rows and columns are mixed up: base scores 0.2, the policy 0.7, in every query and seed."""
     for name, score in (("base", 0.2), ("image", 0.7)):
-        settings = json.loads(json.dumps({**asdict(ROWS[name]), "queries": recipe.QUICK, "seeds": 1}))
+        settings = recipe.settings_of(name, recipe.QUICK, 1, None)
         scores = {reward: [[score] * recipe.QUICK] for reward in recipe.REWARDS}
         cost = {"denoiser calls": 40.0, "policy tokens": 3.0, "kept": 0.5, "seconds": 0.1}
         file = tmp_path / "rows" / f"{name}.json"
@@ -42,6 +48,7 @@ def test_tables_are_made_from_the_files(command: Callable[..., Any], tmp_path: P
         file.write_text(json.dumps({"settings": settings, "scores": scores, "cost": cost}))
     code, out, err = command("reproduce", "c1", "--quick", "--out", str(tmp_path))
     assert code == 0, err
+    assert "| the query | 0.20 | 0.20 |" in out  # by task
     assert CLAIMS["C1"].title in out and "| the query | 0.200 (0.200 to 0.200)" in out
     assert "| 0.500 (0.500 to 0.500) | 0.500 (0.500 to 0.500) |" in out
     assert (tmp_path / "tables.md").read_text().strip() == out.strip()

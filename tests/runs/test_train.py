@@ -25,7 +25,7 @@ TESTS = Path(__file__).resolve().parents[1]
 SMALL = [
     "--queries", "2", "--group", "4", "--denoising-steps", "4", "--refinements", "2", "--window", "0 1",
     "--reward", "tiny_reward:brightness", "--gold", "none", "--max-new-tokens", "6", "--save-every", "2",
-    "--sheet-every", "3", "--noise", "fresh",
+    "--sheet-every", "3", "--noise", "fresh", "--first-alone", "1",
 ]  # fmt: skip
 
 
@@ -93,12 +93,18 @@ def killed_and_resumed(run: Path, steps: int, kills: int, models: list[str]) -> 
 
 @pytest.mark.slow
 def test_killed_at_random_and_resumed_equals_uninterrupted(models: list[str], tmp_path: Path) -> None:
-    """Five kills. Fails when the optimiser, a generator or the position in the data is left out."""
+    """Five kills. Fails when the optimiser, a generator or the position in the data is left out.
+
+    In update 1 the first draft is alone (--first-alone 1).
+    """
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     code, out, err = train("mini", "--steps", "12", "--out", str(whole), *models, *SMALL)
     assert code == 0, err
     assert "12 updates" in out and (whole / "README.md").is_file()
     assert (whole / "sheets" / "000012.png").is_file()
+    for update, written in (("000001", 1), ("000012", 2)):
+        told = json.loads((whole / "sheets" / f"{update}.json").read_text())
+        assert {len(episode["drafts"]) for episode in told} == {written}
     killed_and_resumed(parts, 12, 5, models)
     a, b = result(whole), result(parts)
     assert a.keys() == b.keys() and all(bool((a[k] == b[k]).all()) for k in a)
@@ -110,6 +116,9 @@ REFUSED = [
     (["mino"], "did you mean 'mini'"),
     (["mini", "--grup", "4"], "did you mean 'group'"),
     (["mini", "--group", "1"], "group is 1"),
+    (["mini", "--first-alone", "101"], "first_alone is 101"),
+    (["mini-dpo", "--batch", "9"], "do not divide"),
+    (["mini-dpo", "--reward", "none"], "no reward to judge"),
     (["mini", "--noise", "share"], "did you mean 'shared'"),
     (["mini", "--reward", "orcale"], "did you mean 'oracle'"),
     (["mini", "--reward", "none"], "no reward to train on"),
@@ -192,3 +201,46 @@ def test_metrics_go_to_tensorboard_and_a_run_that_has_not_ended_is_told(
     newest = str(run / "checkpoints" / "000002")
     code, _, err = command("generate", "a star", "--policy", newest, "--backbone", models[1], *small)
     assert code == 0, err
+
+
+def test_a_backbone_is_tuned_on_pairs_and_used(
+    models: list[str], tmp_path: Path, command: Callable[..., Any]
+) -> None:
+    """Stopped and resumed equals uninterrupted; `generate --backbone RUN` draws other images than its base.
+
+    Fails if the LoRA is saved under names that the loader does not know, or pairs are drawn anew on resume.
+    """
+    sizes = ["--queries", "6", "--denoising-steps", "4", "--reward", "tiny_reward:brightness",
+             "--gold", "none", "--batch", "4", "--micro-batch", "2", "--look-queries", "2",
+             "--look-every", "2", "--lr", "1e-2", *models[:2]]  # fmt: skip
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    code, out, err = train("mini-dpo", "--steps", "6", "--save-every", "2", "--out", str(whole), *sizes)
+    assert code == 0, err
+    assert "6 updates, reward" in out and f"--backbone {whole}" in out and (whole / "README.md").is_file()
+    process = start("mini-dpo", "--steps", "6", "--save-every", "2", "--out", str(parts), *sizes)
+    deadline = time.time() + 120
+    while process.poll() is None and time.time() < deadline and updates_done(parts) < 3:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    code, _, err = train("mini-dpo", "--resume", "--out", str(parts))
+    assert code == 0, err
+    a, b = (load_file(run / "backbone" / "adapter_model.safetensors") for run in (whole, parts))
+    assert a.keys() == b.keys() and all(bool((a[k] == b[k]).all()) for k in a) and learned(a)
+    images = []
+    for backbone in (models[1], str(whole)):
+        to = tmp_path / f"out{len(images)}"
+        code, _, err = command("generate", "a red circle", "--backbone", backbone, "--policy", "none",
+                               "-n", "1", "--steps", "4", "--out", str(to))  # fmt: skip
+        assert code == 0, err
+        images.append((to / "00.png").read_bytes())
+    assert images[0] != images[1]
+
+
+def test_a_tuned_backbone_is_no_policy(tmp_path: Path, command: Callable[..., Any]) -> None:
+    """One sentence. Fails if the folder of one role is taken for the other's."""
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "run" / "backbone").mkdir()
+    (tmp_path / "run" / "backbone" / "adapter_config.json").write_text("{}")
+    code, _, err = command("generate", "a", "--policy", str(tmp_path / "run"), "--out", str(tmp_path / "o"))
+    assert code == 2 and "has no policy" in err

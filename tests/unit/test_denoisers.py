@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 
 from promptloop import schedules
 from promptloop.denoisers import FAMILIES, Denoiser, from_pipeline, load
+from promptloop.parameters import LoRA, lora_on, reference, save_lora
 from promptloop.schedules import Level
 
 NOISY = Level(0.6, 0.8, 500.0)
@@ -266,3 +267,27 @@ def test_a_cut_prompt_is_named_and_the_libraries_are_quiet(
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         denoiser.embed(["a"])
+
+
+@pytest.mark.parametrize("family", [tiny.sd, tiny.sd3])
+def test_a_trained_lora_comes_back(family: Any, tmp_path: Path) -> None:
+    """Loaded again, the network answers the same; off, it is the base. Fails if alpha or a layer is lost."""
+    folder = tiny.saved(family(), tmp_path / "base")
+    one = load(folder)
+    before = answer(one)
+    lora_on(one, LoRA(4, 8), seed=0)
+    assert torch.equal(answer(one), before)  # the second factor begins at 0
+    for name, p in one.network.named_parameters():
+        if "lora_B" in name:
+            p.data.normal_(generator=torch.Generator().manual_seed(1))
+    save_lora(one, tmp_path / "lora", base="base")
+    again = load(folder, lora=tmp_path / "lora")
+    assert not torch.allclose(answer(one), before, atol=1e-3)
+    assert torch.allclose(answer(again), answer(one), atol=1e-6)
+    with reference(one.network):
+        assert torch.allclose(answer(one), before, atol=1e-6)
+
+
+@torch.no_grad()
+def answer(denoiser: Denoiser) -> torch.Tensor:
+    return denoiser.clean(denoiser.noise([3]), NOISY, denoiser.embed(["a star"]))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, final
 
 import torch
@@ -45,9 +45,11 @@ class PromptGRPO(Objective):
     baseline and scale are `group_advantages`'. kl_to "old" is the direction the paper prints, "reference"
     the policy before training. `refusal_cost` times the share of an episode's drafts that were refused
     (empty, overlong, unparsable) is taken off its reward: a refused draft leaves the prompt as it is, so
-    without a cost writing too much becomes a dear way of writing nothing. `micro_batch` drafts are scored
-    together. With `recompute` (several optimiser steps on one batch) the old log-probs are computed once
-    more in the geometry of training; without it the recorded ones stand and the ratio is 1.
+    without a cost writing too much becomes a dear way of writing nothing. In the first `first_alone` updates
+    only the first prompt of an episode is written: one draft is easier to credit than five, and what is
+    learned of it serves the others. `micro_batch` drafts are scored together. With `recompute` (several
+    optimiser steps on one batch) the old log-probs are computed once more in the geometry of training;
+    without it the recorded ones stand and the ratio is 1.
     """
 
     summed = SUMMED
@@ -63,6 +65,7 @@ class PromptGRPO(Objective):
     scale: Literal["group", "batch", "none"] = "group"
     kl_to: Literal["old", "reference"] = "reference"
     refusal_cost: float = 0.0
+    first_alone: int = 0
     micro_batch: int = 64
     recompute: bool = False
     tolerance: float = 1e-3
@@ -71,6 +74,8 @@ class PromptGRPO(Objective):
     def __post_init__(self) -> None:
         if self.refusal_cost < 0:
             raise ValueError(f"refusal_cost is {self.refusal_cost}; it must be at least 0")
+        if self.first_alone < 0:
+            raise ValueError(f"first_alone is {self.first_alone}; give a number of updates from 0")
         if self.micro_batch < 1:
             raise ValueError(f"micro_batch is {self.micro_batch}; it must be at least 1")
         if self.kl_to not in ("old", "reference"):
@@ -109,7 +114,9 @@ class PromptGRPO(Objective):
         first, asked = share.of_rows(self.queries(update))
         training = self.policy.network.training
         self.policy.network.eval()
-        made = rollout(self.denoiser, self.policy, self.reward, asked, self.geometry,
+        alone = replace(self.geometry, refinements=1)
+        geometry = alone if update < self.first_alone else self.geometry
+        made = rollout(self.denoiser, self.policy, self.reward, asked, geometry,
                        seed=self.seed + update, first=first)  # fmt: skip
         self.policy.network.train(training)
         advantages, telling = group_advantages(

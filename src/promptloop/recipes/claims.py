@@ -11,22 +11,25 @@ from typing import final
 
 from promptloop.bench.arms import Way
 from promptloop.recipes.mini import Mini
+from promptloop.recipes.mini_dpo import MiniDPO
 
-SEEDS = 3  # trainings of each policy that a row is averaged over, each with noise of its own
+SEEDS = 3  # of the noise, where nothing is trained
 
 TRAINED: dict[str, tuple[Mini, int]] = {  # name -> settings, number of seeds
-    "image": (Mini(), 3),
-    "blind": (Mini(image_dropout=1.0), 3),
-    "ahead": (Mini(refinements=1), 3),
-    "always": (Mini(image_dropout=0.0), 1),
-    "preference": (Mini(reward="preference", gold="oracle"), 1),
+    "image": (Mini(first_alone=40), 1),
+    "blind": (Mini(first_alone=40, image_dropout=1.0), 1),
+    "ahead": (Mini(refinements=1), 1),
+    "always": (Mini(first_alone=40, image_dropout=0.0), 1),
+    "preference": (Mini(first_alone=40, reward="preference", gold="oracle"), 1),
 }
+
+TUNED: dict[str, MiniDPO] = {"tuned": MiniDPO(policy="mini-policy")}  # backbones with weights of their own
 
 
 @final
 @dataclass(frozen=True)
 class Row:
-    """`policy` is one of TRAINED, "untrained", or None: the query as it is."""
+    """`policy` is one of TRAINED, "untrained", or None: the query as it is; `backbone` may be in TUNED."""
 
     title: str
     policy: str | None
@@ -50,7 +53,7 @@ class Claim:
 
 
 BLIND = Way(shown="nothing")
-FEW = Way(steps=8)
+FEW = Way(steps=8, refinements=4)  # more do not fit into the window
 
 
 def counted(n: int) -> Row:
@@ -72,7 +75,9 @@ ROWS: dict[str, Row] = {
     "flow-base": Row("mini-flow, the query", None, backbone="mini-flow"),
     "flow-image": Row("mini-flow, the policy of mini-unet", "image", backbone="mini-flow"),
     "few-base": Row("mini-unet in 8 steps of DPM-Solver++, the query", None, FEW, solver="dpm++"),
-    "few-image": Row("the same, the policy of mini-unet", "image", FEW, solver="dpm++"),
+    "few-image": Row("the same, the policy of mini-unet, four refinements", "image", FEW, solver="dpm++"),
+    "tuned-base": Row("mini-unet tuned by Diffusion-DPO, the query", None, backbone="tuned"),
+    "tuned-image": Row("the same, the policy of mini-unet", "image", backbone="tuned"),
     **{f"n{n}": counted(n) for n in (1, 2, 3, 8)},
     **{
         f"open{n}": replace(counted(n), way=Way(refinements=n, loop="open"), title=f"open loop, {n}")
@@ -89,6 +94,8 @@ CLAIMS: dict[str, Claim] = {
     "C4": Claim("One policy, other backbones",
                 ("base", "image", "flow-base", "flow-image", "few-base", "few-image"),
                 (("flow-image", "flow-base"), ("few-image", "few-base"))),
+    "C5": Claim("Does the policy add to tuned weights?", ("base", "tuned-base", "image", "tuned-image"),
+                (("tuned-base", "base"), ("tuned-image", "tuned-base"), ("tuned-image", "image"))),
     "C6": Claim("Trained on an imperfect reward, graded by the oracle", ("base", "image", "preference"),
                 (("preference", "base"), ("image", "preference"))),
     "C7": Claim("What refinements cost", ("base", "n1", "n3", "image", "open1", "open3", "open")),

@@ -14,7 +14,7 @@ def demo(
     *,
     out: str | Path,
     backbone: str = "mini-unet",
-    policy: str = "mini-vlm",
+    policy: str = "mini-policy",
     seed: int = 0,
     n: int = 4,
     overwrite: bool = False,

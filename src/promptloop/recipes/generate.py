@@ -54,7 +54,7 @@ def generate(
     query: str | Sequence[str],
     *,
     backbone: str | Denoiser = "mini-unet",
-    policy: str | Policy = "mini-vlm",
+    policy: str | Policy = "mini-policy",
     refinements: int = 5,
     window: tuple[float, float] | None = None,
     open_loop: bool = False,

@@ -26,7 +26,7 @@ class Job:
 
     queries: tuple[str, ...]
     backbone: str = "mini-unet"
-    policy: str = "mini-vlm"
+    policy: str = "mini-policy"
     refinements: int = 5
     window: tuple[float, float] = PAPER_WINDOW
     open_loop: bool = False

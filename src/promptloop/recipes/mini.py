@@ -63,7 +63,8 @@ class Mini:
     temperature: float = 1.0
     max_new_tokens: int = 32
     refusal_cost: float = 0.2
-    lr: float = 3e-3
+    first_alone: int = 0
+    lr: float = 2e-3
     epochs: int = 1
     rank: int = 16
     clip: float = 0.2
@@ -95,6 +96,10 @@ class Mini:
 
     def __post_init__(self) -> None:
         self.geometry(), self.surrogate(), self.training(), LoRA(self.rank, 2 * self.rank)
+        if not 0 <= self.first_alone <= self.steps:
+            raise ValueError(
+                f"first_alone is {self.first_alone}; it must lie between 0 and steps ({self.steps})"
+            )
         if self.reward == "none":
             raise ValueError("there is no reward to train on; give --reward oracle or your own module:name")
 
@@ -147,12 +152,12 @@ def mini(
     )
     if processes.main:
         network.save_pretrained(run / runs.POLICY)
-        runs.card(run, "mini", settings, device)
+        runs.card(run, "mini", settings, device, runs.POLICY)
         end()
         if settings.push_to_hub != "none":
             say(f"uploaded: {push(run, run / runs.POLICY, settings.push_to_hub)}")
     processes.wait()
-    return {"updates": done, "settings": asdict(settings), "lines": runs.lines(run)}
+    return {"updates": done, "role": "policy", "settings": asdict(settings), "lines": runs.lines(run)}
 
 
 def base_of(settings: Mini, objective: PromptGRPO, processes: Processes) -> After:
@@ -209,6 +214,7 @@ def objective_of(settings: Mini, device: torch.device, processes: Processes) -> 
         scale=settings.scale,
         kl_to=settings.kl_to,
         refusal_cost=settings.refusal_cost,
+        first_alone=settings.first_alone,
         micro_batch=settings.micro_batch,
         recompute=settings.epochs > 1,
         total=processes.total,

@@ -23,7 +23,7 @@ from promptloop.world import weights
 if TYPE_CHECKING:
     from promptloop.policies.mllm import Mllm
 
-NAMES = {"backbone": ("mini-unet", "mini-flow"), "policy": ("mini-vlm", "none")}
+NAMES = {"backbone": ("mini-unet", "mini-flow"), "policy": ("mini-policy", "mini-vlm", "none")}
 DOTTED = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 LORA_CONFIG = "adapter_config.json"
 LOADED = {".safetensors", ".bin", ".json", ".txt", ".model", ".jinja", ".py"}
@@ -61,7 +61,12 @@ def backbone(name: str, device: torch.device, dtype: torch.dtype) -> Part:
     if DOTTED.fullmatch(name):
         return Part(name, made_by(name, Denoiser, "backbone"))
     where, embedded = locate(name, "backbone")
-    return part(name, load_denoiser(where, dtype=dtype, device=device), where, embedded)
+    base = lora_base(Path(where))
+    if base is None:
+        return part(name, "backbone", load_denoiser(where, dtype=dtype, device=device), where, embedded)
+    below, embedded = locate(base, "backbone")
+    tuned = load_denoiser(below, dtype=dtype, device=device, lora=where)
+    return part(name, "backbone", tuned, where, embedded)
 
 
 def policy(name: str, device: torch.device, dtype: torch.dtype, temperature: float) -> Part:
@@ -76,7 +81,7 @@ def policy(name: str, device: torch.device, dtype: torch.dtype, temperature: flo
         raise ValueError(
             f"policy {name!r} cannot be loaded as an image-text-to-text chat model: {why}"
         ) from error
-    return part(name, loaded, where, embedded)
+    return part(name, "policy", loaded, where, embedded)
 
 
 def chat_policy(where: str, **settings: Any) -> Mllm:
@@ -120,14 +125,18 @@ def reward(name: str) -> Any:
     return known[name]()
 
 
-def part(name: str, value: Any, where: str, embedded: bool) -> Part:
+def part(name: str, role: str, value: Any, where: str, embedded: bool) -> Part:
     folder = Path(where) if Path(where).is_dir() else snapshot(where)
-    digest, base = folder_digest(folder), lora_base(folder)
-    if base is not None:  # a LoRA is nothing without its base
-        under = locate(base, "policy")[0]
-        below = folder_digest(Path(under) if Path(under).is_dir() else snapshot(under))
-        digest = hashlib.sha256(f"{digest} {below}".encode()).hexdigest()
-    return Part(name, value, folder, digest, embedded)
+    return Part(name, value, folder, digest(where, role), embedded)
+
+
+def digest(where: str, role: str) -> str:
+    """sha256 of the weights in a folder or of a hub id that was loaded; a LoRA's is its base's too."""
+    folder = Path(where) if Path(where).is_dir() else snapshot(where)
+    own, base = folder_digest(folder), lora_base(folder)
+    if base is None:
+        return own
+    return hashlib.sha256(f"{own} {digest(locate(base, role)[0], role)}".encode()).hexdigest()
 
 
 def locate(name: str, role: str) -> tuple[str, bool]:
@@ -143,14 +152,14 @@ def locate(name: str, role: str) -> tuple[str, bool]:
     if any(name in others for others in NAMES.values()):
         raise ValueError(f"{name!r} cannot be the {role}; embedded for that: {', '.join(names)}")
     folder, index = Path(name).expanduser(), "model_index.json" if role == "backbone" else "config.json"
-    if role == "policy" and (folder / "policy" / LORA_CONFIG).is_file():  # the folder of a training run
-        folder = folder / "policy"
-    if role == "policy" and (folder / "checkpoints").is_dir():
+    if (folder / role / LORA_CONFIG).is_file():  # the folder of a training run
+        folder = folder / role
+    elif (folder / "checkpoints").is_dir():
         raise ValueError(
-            f"the training run {name} has not ended, so it has no policy yet: go on with "
+            f"the training run {name} has no {role}; where it has not ended, go on with "
             f"`promptloop train RECIPE --out {name} --resume`, or give one of {name}/checkpoints"
         )
-    if role == "policy" and (folder / LORA_CONFIG).is_file():
+    if (folder / LORA_CONFIG).is_file():
         return str(folder.resolve()), False
     if folder.is_dir():
         if not (folder / index).is_file():

@@ -19,8 +19,9 @@ from promptloop.bench.arms import measured
 from promptloop.bench.paired import difference, interval
 from promptloop.names import one_of
 from promptloop.recipes import parts, runs
-from promptloop.recipes.claims import CLAIMS, ROWS, TRAINED, Claim, Row
+from promptloop.recipes.claims import CLAIMS, ROWS, TRAINED, TUNED, Claim, Row
 from promptloop.recipes.mini import mini
+from promptloop.recipes.mini_dpo import mini_dpo
 from promptloop.solvers import Scheduler, Solver
 from promptloop.world import study
 from promptloop.world.queries import TASKS, queries
@@ -40,33 +41,50 @@ def reproduce(
     progress: Progress | None = None,
     say: Say = print,
 ) -> str:
-    """Measures the rows of `claims` (none given: all) into `out` and returns their tables.
+    """Measures the rows of `claims` into `out` and returns their tables.
 
-    The policies are those that ship; with `train` they are trained first, into `out/policies`. `quick`
-    measures one seed on few queries. ValueError for an unknown claim, and for a folder with rows of other
-    settings.
+    No claims given: all whose policies there are; `say` names the others. The policies are those that ship;
+    with `train` they are trained first, into `out/policies`. `quick` measures one seed on few queries.
+    ValueError for an unknown claim, for one whose policies are missing, and for a folder with rows of other
+    settings or weights.
     """
-    chosen = [claim_named(name) for name in claims] or list(CLAIMS)
     if train:
         train_all(out / "policies", say=say)
     made = out / "policies" if train else None
-    wanted = list(dict.fromkeys(row for name in chosen for row in CLAIMS[name].rows + pairs_of(name)))
-    for name in wanted:  # what is missing is told before anything is measured
-        if made is None and ROWS[name].policy in TRAINED and not (out / "rows" / f"{name}.json").exists():
-            for seed in range(1 if quick else ROWS[name].seeds):
-                study(str(ROWS[name].policy), seed)
+    count, seeds = (QUICK, 1) if quick else (FULL, None)
+    chosen = [claim_named(name) for name in claims]
+    if not chosen:
+        lacking = {name: missing(name, seeds, made) for name in CLAIMS}
+        chosen = [name for name, what in lacking.items() if not what]
+        for name, what in lacking.items():
+            if what:
+                say(f"{name} is left out: {what}")
+    for name in chosen:  # told before anything is measured
+        if what := missing(name, seeds, made):
+            raise ValueError(f"{name} cannot be measured: {what}")
+    wanted = list(dict.fromkeys(row for name in chosen for row in rows_of(name)))
     found: dict[str, dict[str, Any]] = {}
     for k, name in enumerate(wanted):
         if progress is not None:
             progress(f"row {name}", k, len(wanted))
-        found[name] = row(name, out, QUICK if quick else FULL, 1 if quick else None, made)
-    text = "\n\n".join(table(name, CLAIMS[name], found) for name in chosen)
+        found[name] = row(name, out, count, seeds, made)
+    text = "\n\n".join([*(table(name, CLAIMS[name], found) for name in chosen), tasks(found, wanted)])
     (out / "tables.md").write_text(text + "\n", encoding="utf-8")
     return text
 
 
-def pairs_of(claim: str) -> tuple[str, ...]:
-    return tuple(name for pair in CLAIMS[claim].pairs for name in pair)
+def rows_of(claim: str) -> tuple[str, ...]:
+    return CLAIMS[claim].rows + tuple(name for pair in CLAIMS[claim].pairs for name in pair)
+
+
+def missing(claim: str, seeds: int | None, policies: Path | None) -> str:
+    """Why the claim cannot be measured; "" where it can."""
+    try:
+        for name in rows_of(claim):
+            weights_of(ROWS[name], seeds or ROWS[name].seeds, policies)
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 def claim_named(name: str) -> str:
@@ -81,13 +99,15 @@ def claim_named(name: str) -> str:
 def row(name: str, out: Path, count: int, seeds: int | None, policies: Path | None) -> dict[str, Any]:
     """The row's scores, from its file or measured now: {"scores": {reward: [S][Q]}, "cost": {...}}."""
     said = ROWS[name]
-    settings = json.loads(json.dumps({**asdict(said), "queries": count, "seeds": seeds or said.seeds}))
+    settings = settings_of(name, count, seeds, policies)
     file = out / "rows" / f"{name}.json"
     if file.exists():
         kept = json.loads(file.read_text(encoding="utf-8"))
         if kept["settings"] == settings:
             return kept
-        raise ValueError(f"{file} was measured with other settings; give another --out, or remove it")
+        raise ValueError(
+            f"{file} was measured with other settings or weights; give another --out, or remove it"
+        )
     asked = [q.text for q in queries(count, 2, held_out=True)]
     scores: dict[str, list[list[float]]] = {reward: [] for reward in REWARDS}
     costs = []
@@ -109,18 +129,38 @@ def row(name: str, out: Path, count: int, seeds: int | None, policies: Path | No
     return kept
 
 
+def settings_of(name: str, count: int, seeds: int | None, policies: Path | None) -> dict[str, Any]:
+    """All that a row's scores depend on."""
+    said = ROWS[name]
+    weights = weights_of(said, seeds or said.seeds, policies)
+    settings = {**asdict(said), "queries": count, "seeds": seeds or said.seeds, "weights": weights}
+    return json.loads(json.dumps(settings))
+
+
+def weights_of(said: Row, seeds: int, policies: Path | None) -> list[str]:
+    """The first digits of the sha256 of the row's backbone and policies; ValueError where one is missing."""
+    used = [(named(said.backbone, 0, policies), "backbone")]
+    if said.policy is not None:
+        trained = range(seeds if said.policy in TRAINED else 1)
+        used += [(named(said.policy, seed, policies), "policy") for seed in trained]
+    return [parts.digest(parts.locate(name, role)[0], role)[:16] for name, role in used]
+
+
+def named(name: str, seed: int, policies: Path | None) -> str:
+    """The folder of what was trained, or the embedded model's name."""
+    if name in TRAINED or name in TUNED:
+        return str(study(name, seed) if policies is None else policies / f"{name}-{seed}")
+    return "mini-vlm" if name == "untrained" else name
+
+
 def loaded(said: Row, seed: int, policies: Path | None) -> tuple[Any, Any, Solver | None]:
     """The row's denoiser, its policy (drafts are drawn at temperature 1, as in training) and its solver."""
-    denoiser = parts.backbone(said.backbone, torch.device("cpu"), torch.bfloat16).value
+    backbone = named(said.backbone, 0, policies)
+    denoiser = parts.backbone(backbone, torch.device("cpu"), torch.bfloat16).value
     policy = None
     if said.policy is not None:
-        if said.policy == "untrained":
-            name = "mini-vlm"
-        elif policies is not None:
-            name = str(policies / f"{said.policy}-{seed}")
-        else:
-            name = str(study(said.policy, seed))
-        policy = parts.chat_policy(parts.locate(name, "policy")[0], max_new_tokens=32)
+        folder = parts.locate(named(said.policy, seed, policies), "policy")[0]
+        policy = parts.chat_policy(folder, max_new_tokens=32)
     return denoiser, policy, solver_named(said.solver)
 
 
@@ -138,7 +178,7 @@ def solver_named(name: str) -> Solver | None:
 
 
 def train_all(out: Path, *, only: Sequence[str] = (), say: Say = print, **overrides: Any) -> None:
-    """Trains every policy of the claims into `out/NAME-SEED`, going on where an earlier call stopped."""
+    """Trains every policy and backbone of the claims into `out/NAME-SEED`, going on where it was stopped."""
     for name, (settings, count) in TRAINED.items():
         for seed in range(count):
             folder = out / f"{name}-{seed}"
@@ -146,6 +186,10 @@ def train_all(out: Path, *, only: Sequence[str] = (), say: Say = print, **overri
                 continue
             begun = (folder / runs.CONFIG).exists()
             mini(replace(settings, seed=seed, **overrides), folder, resume=begun, say=say)
+    for name, tuning in TUNED.items():
+        folder = out / f"{name}-0"
+        if not (only and folder.name not in only) and not (folder / runs.BACKBONE).is_dir():
+            mini_dpo(tuning, folder, resume=(folder / runs.CONFIG).exists(), say=say)
 
 
 # --- tables
@@ -184,7 +228,7 @@ def paired(first: dict[str, Any], second: dict[str, Any], reward: str) -> str:
 
 def tasks(found: dict[str, dict[str, Any]], names: Sequence[str]) -> str:
     """Soft scores by task, one row each."""
-    lines = ["| | " + " | ".join(TASKS) + " |", "|---" * (len(TASKS) + 1) + "|"]
+    lines = ["### Soft score by task", "", "| | " + " | ".join(TASKS) + " |", "|---" * (len(TASKS) + 1) + "|"]
     for name in names:
         scores = tensor(found[name], "oracle").mean(0)
         cells = [f"{scores[k :: len(TASKS)].mean():.2f}" for k in range(len(TASKS))]

@@ -17,7 +17,19 @@ from promptloop.names import nearest, one_of
 from promptloop.recipes import trace
 
 CONFIG = "config.json"
-POLICY = "policy"
+POLICY, BACKBONE = "policy", "backbone"  # what a run trains, and the folder in it
+ROLES = {  # title, what it is, tag
+    POLICY: (
+        "A prompt policy",
+        "It writes prompts inside the sampling loop of a text-to-image model (PromptLoop, arXiv 2510.00430).",
+        "grpo",
+    ),
+    BACKBONE: (
+        "A tuned backbone",
+        "A LoRA on the attention of a diffusion model, tuned on preferences (arXiv 2311.12908).",
+        "dpo",
+    ),
+}
 S = TypeVar("S")
 
 
@@ -102,7 +114,7 @@ def lines(run: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
-def card(run: Path, recipe: str, settings: Any, device: Any) -> None:
+def card(run: Path, recipe: str, settings: Any, device: Any, role: str) -> None:
     """Writes the model card, README.md: how the policy was made, what it reached, how to use it."""
     seen = lines(run)
     first, last = (seen[0], seen[-1]) if seen else ({}, {})
@@ -110,21 +122,21 @@ def card(run: Path, recipe: str, settings: Any, device: Any) -> None:
     numbers = [
         f"| {name} | {first[name]:.4f} | {last[name]:.4f} |"
         for name in last
-        if not name.startswith("seconds/")
+        if name in first and not name.startswith("seconds/")
     ]
     stack = ", ".join(f"{k} {v}" for k, v in trace.environment(device).items())
     text = f"""---
 library_name: peft
 license: apache-2.0
-tags: [promptloop, text-to-image, grpo]
+tags: [promptloop, text-to-image, {ROLES[role][2]}]
 ---
 
-# A prompt policy trained by `promptloop train {recipe}`
+# {ROLES[role][0]}, trained by `promptloop train {recipe}`
 
-It writes prompts inside the sampling loop of a text-to-image model (PromptLoop, arXiv 2510.00430).
+{ROLES[role][1]}
 
 ```sh
-promptloop generate "two red circles left of a blue star" --policy {run.name} --compare --out out
+promptloop generate "two red circles left of a blue star" --{role} {run.name} --compare --out out
 ```
 
 | setting | value |

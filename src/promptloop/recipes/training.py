@@ -12,6 +12,7 @@ from promptloop.recipes import runs
 
 RECIPES = {  # name -> "module:settings module:function"
     "mini": ("promptloop.recipes.mini:Mini", "promptloop.recipes.mini:mini"),
+    "mini-dpo": ("promptloop.recipes.mini_dpo:MiniDPO", "promptloop.recipes.mini_dpo:mini_dpo"),
 }
 
 
@@ -58,9 +59,9 @@ def run(recipe: str, given: Mapping[str, Any], folder: Path, *, resume: bool, **
     else:
         settings = runs.settings_from(kind, given)
     done = function(settings, folder, resume=resume, **others)
-    lines = done["lines"]
-    reached = f"reward {lines[0]['reward']:.3f} -> {lines[-1]['reward']:.3f}" if lines else "no update made"
+    rewards = [line["reward"] for line in done["lines"] if "reward" in line]
+    reached = f"reward {rewards[0]:.3f} -> {rewards[-1]:.3f}" if rewards else "reward not looked at"
     return (
-        f"{done['updates']} updates, {reached}; policy, metrics, sheets and card in {folder}\n"
-        f'try it: promptloop generate "a red circle left of a blue star" --policy {folder} --out out'
+        f"{done['updates']} updates, {reached}; weights, metrics and card in {folder}\n"
+        f'try it: promptloop generate "a red circle left of a blue star" --{done["role"]} {folder} --out out'
     )

@@ -5,13 +5,14 @@ from pathlib import Path
 WEIGHTS = Path(__file__).parent / "weights"
 
 MODELS = ("mini-unet", "mini-flow", "mini-vlm")  # what build.py makes
-MADE_FROM_THEM = ("mini-judge",)  # a learned reward (judge.py)
+MADE_FROM_THEM = ("mini-judge", "mini-policy")  # a learned reward (judge.py); mini-vlm trained by GRPO
+ELSEWHERE = {"mini-policy": "studies/image-0"}  # it is one of the studies' policies
 
 
 def weights(name: str) -> Path:
-    """Folder of the embedded model ``name``: a diffusers pipeline, a transformers chat model, a judge."""
+    """Folder of the embedded model ``name``: a diffusers pipeline, a chat model, its LoRA, a judge."""
     known = MODELS + MADE_FROM_THEM
-    folder = WEIGHTS / name
+    folder = WEIGHTS / ELSEWHERE.get(name, name)
     if name not in known or not folder.is_dir():
         raise ValueError(f"no embedded model {name!r}; embedded models: {', '.join(known)}")
     return folder

@@ -29,7 +29,7 @@ STEPS = {
     "mini-flow": 11_000,
     "eyes": 1500,
     "mini-vlm": 1600,
-    "tuning": 1200,
+    "tuning": 1100,
 }
 RATES = {"mini-unet": 1.5e-3, "mini-flow": 2e-3}
 POOL = 12_000  # denoised estimates that mini-vlm is shown

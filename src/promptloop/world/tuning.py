@@ -157,6 +157,8 @@ def train(
     torch.manual_seed(seed)
     network: Any = AutoModelForImageTextToText.from_pretrained(taught, dtype=torch.float32)
     processor = load_processor(str(taught))
+    for where in ("is_local", "local_files_only"):  # how it was loaded, which is not to be saved
+        processor.tokenizer.init_kwargs.pop(where, None)
     network.to(device).train()
     network.model.vision_tower.requires_grad_(False)  # mini-judge (judge.py) sees with them too
     spelling = Spelling(processor.tokenizer)

@@ -1,0 +1,207 @@
+"""`promptloop train mini-dpo`: Diffusion-DPO of a backbone on pairs of its own images, judged by a reward."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, final
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from promptloop.controls.guidance import CFG
+from promptloop.controls.prompt import PromptLoop
+from promptloop.objectives.contract import Batch
+from promptloop.objectives.preference import DiffusionDPO, Pairs
+from promptloop.parameters import LoRA, lora_on, save_lora
+from promptloop.policies.contract import Policy
+from promptloop.processes import Processes
+from promptloop.recipes import parts, runs
+from promptloop.recipes.job import EMBEDDED_WINDOW
+from promptloop.rewards.contract import scored
+from promptloop.sample import Control, sample
+from promptloop.train import After, Line, Training, train
+from promptloop.world.queries import TASKS, random_query
+
+Progress = Callable[[str, int, int], None]
+PAIRS = "pairs.safetensors"
+
+
+@final
+@dataclass(frozen=True)
+class MiniDPO:
+    """Pairs: `queries` training-side queries, `group` images of each, the best by `reward` against the worst
+    (no pair where they are equal). With a `policy` every second image of a group is made with its prompts,
+    so that winners show what the query alone seldom gives. Then `steps` updates on `batch` pairs.
+
+    Every `look_every` updates images of `look_queries` other training-side queries are scored by `reward` and
+    by `gold` ("none": not), which no pair was judged by. `DiffusionDPO` and `LoRA` say what the others mean.
+    """
+
+    steps: int = 200
+    backbone: str = "mini-unet"
+    policy: str = "none"
+    reward: str = "oracle"
+    gold: str = "oracle-strict"
+    seed: int = 0
+    queries: int = 350
+    group: int = 4
+    denoising_steps: int = 20
+    guidance: float = 5.0
+    dpo_beta: float = 2000.0
+    error: Literal["epsilon", "velocity"] = "epsilon"
+    lr: float = 3e-4
+    rank: int = 16
+    batch: int = 32
+    micro_batch: int = 8
+    average: float = 0.0
+    look_every: int = 50
+    look_queries: int = 70
+    save_every: int = 20
+    device: str = "auto"
+
+    def training(self) -> Training:
+        return Training(self.steps, 1, self.lr, save_every=self.save_every, average=self.average)
+
+    def __post_init__(self) -> None:
+        self.training(), LoRA(self.rank, self.rank)
+        for name, least in {"queries": 1, "group": 2, "denoising_steps": 1, "look_queries": 1}.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+        if self.batch % max(self.micro_batch, 1):
+            raise ValueError(f"{self.batch} pairs do not divide into micro-batches of {self.micro_batch}")
+        if self.look_every < 0:
+            raise ValueError(f"look_every is {self.look_every}; give 0 (never) or a number of updates")
+        if self.reward == "none":
+            raise ValueError(
+                "there is no reward to judge pairs; give --reward oracle or your own module:name"
+            )
+
+
+def mini_dpo(
+    settings: MiniDPO,
+    run: Path,
+    *,
+    resume: bool = False,
+    last_good: bool = False,
+    progress: Progress | None = None,
+    say: Callable[[str], None] = print,
+    stop_at: int | None = None,
+) -> dict[str, Any]:
+    """Trains, and leaves in `run` the LoRA (`run/backbone`), the pairs, checkpoints, metrics and a card."""
+    parts.locate(settings.backbone, "backbone")
+    parts.locate(settings.policy, "policy")
+    reward = parts.reward(settings.reward)
+    gold = None if settings.gold == "none" else parts.reward(settings.gold)
+    device = parts.device_named(settings.device)
+    runs.begin(run, "mini-dpo", settings, resume=resume)
+    backbone = parts.backbone(settings.backbone, device, torch.float32).value
+    if not (run / PAIRS).exists():
+        found = judged(settings, backbone, reward, progress)
+        save_file(found, run / f"{PAIRS}.part")
+        (run / f"{PAIRS}.part").replace(run / PAIRS)
+    held = load_file(run / PAIRS)
+    prompts = asked(settings, "pairs", settings.queries)
+    pairs = Pairs(tuple(prompts[k] for k in held["query"]), held["winner"], held["loser"])
+    if alike := len(prompts) - len(pairs.prompts):
+        say(f"{alike} of {len(prompts)} queries gave no pair, because their images score alike")
+    lora_on(backbone, LoRA(settings.rank, settings.rank), seed=settings.seed)
+    objective = DiffusionDPO(backbone, pairs, settings.dpo_beta, settings.batch, settings.micro_batch,
+                             settings.error, settings.seed)  # fmt: skip
+
+    def tell(update: int, batch: Batch, line: Line) -> Line:
+        if progress is not None:
+            progress(f"right {line['right']:.2f}", update, settings.steps)
+        return {}
+
+    done = train(
+        objective,
+        backbone.network,
+        settings.training(),
+        run,
+        processes=Processes(),
+        after=[looked(settings, backbone, reward, gold), tell],
+        last_good=last_good,
+        stop_at=stop_at,
+    )
+    save_lora(backbone, run / runs.BACKBONE, base=settings.backbone)
+    runs.card(run, "mini-dpo", settings, device, runs.BACKBONE)
+    return {"updates": done, "role": "backbone", "settings": asdict(settings), "lines": runs.lines(run)}
+
+
+def asked(settings: MiniDPO, what: str, count: int) -> list[str]:
+    """Training-side queries, in turn over the tasks."""
+    return [
+        random_query(
+            TASKS[i % len(TASKS)], random.Random(f"{settings.seed}/dpo/{what}/{i}"), held_out=False
+        ).text
+        for i in range(count)
+    ]
+
+
+def judged(
+    settings: MiniDPO, denoiser: Any, reward: Any, progress: Progress | None, at_once: int = 24
+) -> dict[str, Tensor]:
+    """Latents of the best and the worst image of each query whose images differ, and the query's number."""
+    queries = asked(settings, "pairs", settings.queries)
+    rows: dict[str, list[Tensor]] = {"query": [], "winner": [], "loser": []}
+    policy = None
+    if settings.policy != "none":
+        policy = parts.policy(settings.policy, denoiser.device, torch.float32, 1.0).value
+    for first in range(0, len(queries), at_once):
+        some = queries[first : first + at_once]
+        each = [query for query in some for _ in range(settings.group)]
+        begin = 1_000_003 * settings.seed + first * settings.group
+        latents, images = drawn(settings, denoiser, each, begin)
+        if policy is not None:
+            second, again = drawn(settings, denoiser, each, begin, policy)
+            odd = torch.arange(len(each)) % 2 == 1
+            latents[odd], images[odd] = second[odd], again[odd]
+        values = scored(reward, images, each).view(-1, settings.group)
+        for k, row in enumerate(values):
+            if row.max() > row.min():
+                rows["query"].append(torch.tensor(first + k))
+                rows["winner"].append(latents[k * settings.group + int(row.argmax())])
+                rows["loser"].append(latents[k * settings.group + int(row.argmin())])
+        if progress is not None:
+            progress("making pairs", first + len(some), len(queries))
+    if not rows["query"]:
+        raise ValueError(
+            f"{settings.reward} tells no two images of a query apart; there is no pair to learn from"
+        )
+    return {name: torch.stack(values).cpu().contiguous() for name, values in rows.items()}
+
+
+def drawn(
+    settings: MiniDPO, denoiser: Any, queries: list[str], seed: int, policy: Policy | None = None
+) -> tuple[Tensor, Tensor]:
+    """Clean latents and images of the queries, image i from seed + i; alone, or refined by `policy`."""
+    refined: list[Control] = [] if policy is None else [PromptLoop(policy, window=EMBEDDED_WINDOW)]
+    end = sample(
+        denoiser,
+        queries,
+        seeds=[seed + i for i in range(len(queries))],
+        steps=settings.denoising_steps,
+        controls=[*refined, CFG(settings.guidance)],
+        max_batch=96,
+    )
+    assert end.images is not None
+    return end.state.x, end.images
+
+
+def looked(settings: MiniDPO, denoiser: Any, reward: Any, gold: Any) -> After:
+    """A hook: "reward" and "gold" of the same queries from the same noise, every now and then."""
+    queries = asked(settings, "look", settings.look_queries)
+
+    def look(update: int, batch: Batch, line: Line) -> Line:
+        every = settings.look_every
+        if not every or (update % every and update not in (1, settings.steps)):
+            return {}
+        _, images = drawn(settings, denoiser, queries, 77_000_000)
+        found = {"reward": float(scored(reward, images, queries).mean())}
+        return found if gold is None else found | {"gold": float(scored(gold, images, queries).mean())}
+
+    return look
