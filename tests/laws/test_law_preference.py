@@ -1,4 +1,4 @@
-"""Diffusion-DPO: ln 2 and dpo_beta / 4 at the reference, antisymmetry, and a mean that moves to the winners."""
+"""Diffusion-DPO: ln 2 and dpo_beta / 4 at the reference, and a mean that moves to the winners."""
 
 import math
 
