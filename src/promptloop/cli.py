@@ -157,7 +157,7 @@ def train(
         bool, typer.Option("--last-good", help="Pass over damaged checkpoints when resuming.")
     ] = False,
 ) -> None:
-    """Train a prompt policy; any setting of the recipe as --setting value."""
+    """Train a prompt policy (mini) or a backbone (mini-dpo); any setting of the recipe as --setting value."""
     from promptloop.recipes.training import run, settings_given
 
     given = settings_given(context.args)

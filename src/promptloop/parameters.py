@@ -36,13 +36,18 @@ class LoRA:
 
 
 def with_lora(policy: Mllm, settings: LoRA, *, seed: int, base: str | None = None) -> Mllm:
-    """The policy with a fresh LoRA, which alone is trained; its second factor is 0, so nothing changes yet.
+    """The policy with a LoRA, which alone is trained: its own, or else a fresh one that changes nothing yet.
 
-    `base` is written into the LoRA's config as the weights it belongs to.
+    `base` is written into a fresh LoRA's config as the weights it belongs to. ValueError where the policy's
+    own LoRA is of another size.
     """
     from peft import LoraConfig, PeftModel, get_peft_model
 
-    if isinstance(policy.network, PeftModel):
+    if isinstance(policy.network, PeftModel):  # a LoRA that was loaded is trained on
+        there: Any = policy.network.peft_config["default"]
+        if (there.r, there.lora_alpha) != (settings.rank, settings.alpha):
+            raise ValueError(f"the policy has a LoRA of rank {there.r}, alpha {there.lora_alpha}; it cannot "
+                             f"be trained on with rank {settings.rank}, alpha {settings.alpha}")  # fmt: skip
         return policy
     language = settings.targets == "language"
     named = "all-linear" if language else settings.targets
@@ -112,11 +117,14 @@ def reference(network: Any, weights: Mapping[str, Tensor] | None = None) -> Iter
             yield
         return
     if getattr(network, "peft_config", None):  # a diffusers network that has LoRAs
+        trained_now = {name: p.requires_grad for name, p in network.named_parameters()}
         network.disable_adapters()
         try:
             yield
         finally:
             network.enable_adapters()
+            for name, p in network.named_parameters():  # switching them on makes them trainable
+                p.requires_grad_(trained_now[name])
         return
     if weights is None:
         raise ValueError(

@@ -15,7 +15,7 @@ LEVEL = Level(0.8, 0.6, 400.0)
 
 
 class Shift(nn.Module):
-    """The exact velocity of N(m, 1) as a network: one parameter, and a reference with m = 0."""
+    """The one parameter of `Bed`; switched off, it is the reference, m = 0."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -84,7 +84,7 @@ def test_the_mean_moves_to_the_winners(better: float) -> None:
     bed, rng = Bed(), torch.Generator().manual_seed(1)
     base = torch.randn(64, 3, generator=rng)
     pairs = Pairs(("",) * 64, base + better, base)
-    objective = DiffusionDPO(bed, pairs, dpo_beta=20.0, batch=64, micro_batch=8, seed=3)
+    objective = DiffusionDPO(bed, pairs, dpo_beta=20.0, batch=64, pairs_per_level=8, seed=3)
     objective.check(Share())
     optimizer = torch.optim.SGD(bed.network.parameters(), lr=0.05)
     losses = []
@@ -106,6 +106,6 @@ def test_refused() -> None:
     with pytest.raises(ValueError, match="dpo_beta is 0"):
         DiffusionDPO(Bed(), pairs, dpo_beta=0)
     with pytest.raises(ValueError, match="do not divide"):
-        DiffusionDPO(Bed(), pairs, batch=10, micro_batch=4)
+        DiffusionDPO(Bed(), pairs, batch=10, pairs_per_level=4)
     with pytest.raises(ValueError, match="2 prompts, 1 winners"):
         Pairs(("a", "b"), torch.zeros(1, 2), torch.zeros(2, 2))

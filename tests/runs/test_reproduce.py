@@ -38,17 +38,27 @@ def test_a_row_is_measured_once_and_other_settings_are_refused(tmp_path: Path) -
 
 
 def test_tables_are_made_from_the_files(command: Callable[..., Any], tmp_path: Path) -> None:
-    """Fails when rows and columns are mixed up: base scores 0.2, the policy 0.7, in every query and seed."""
+    """Base scores 0.2 soft, 0.1 strict, 0.4 learned, the policy 0.7, 0.6, 0.9; the second task 0.1 less.
+
+    Fails when rows, rewards, tasks or costs are mixed up.
+    """
     for name, score in (("base", 0.2), ("image", 0.7)):
         settings = recipe.settings_of(name, recipe.QUICK, 1, None)
-        scores = {reward: [[score] * recipe.QUICK] for reward in recipe.REWARDS}
+        less = [0.1 * (i % 7 == 1) for i in range(recipe.QUICK)]
+        scores = {
+            reward: [[score + more - part for part in less]]
+            for reward, more in zip(recipe.REWARDS, (0.0, -0.1, 0.2), strict=True)
+        }
         cost = {"denoiser calls": 40.0, "policy tokens": 3.0, "kept": 0.5, "seconds": 0.1}
         file = tmp_path / "rows" / f"{name}.json"
         file.parent.mkdir(exist_ok=True)
         file.write_text(json.dumps({"settings": settings, "scores": scores, "cost": cost}))
     code, out, err = command("reproduce", "c1", "--quick", "--out", str(tmp_path))
     assert code == 0, err
-    assert "| the query | 0.20 | 0.20 |" in out  # by task
-    assert CLAIMS["C1"].title in out and "| the query | 0.200 (0.200 to 0.200)" in out
+    assert "| the query | 0.20 | 0.10 | 0.20 |" in out  # by task
+    row = next(line for line in out.splitlines() if line.startswith("| the query | 1 |"))
+    cells = [cell.strip().split(" ")[0] for cell in row.strip("|").split("|")]
+    assert cells[1:] == ["1", "0.186", "0.086", "0.386", "40", "3.0", "0.50", "0.10"]
+    assert CLAIMS["C1"].title in out
     assert "| 0.500 (0.500 to 0.500) | 0.500 (0.500 to 0.500) |" in out
     assert (tmp_path / "tables.md").read_text().strip() == out.strip()

@@ -87,6 +87,8 @@ def killed_and_resumed(run: Path, steps: int, kills: int, models: list[str]) -> 
         time.sleep(rng.random() * 0.5)
         process.send_signal(signal.SIGKILL)
         process.communicate()
+        assert process.returncode == -signal.SIGKILL, "it had ended before it was killed: give more steps"
+    assert updates_done(run) < steps, "it was done before the last kill: give more steps"
     code, _, err = train("mini", "--resume", "--out", str(run))
     assert code == 0, err
 
@@ -118,6 +120,8 @@ REFUSED = [
     (["mini", "--group", "1"], "group is 1"),
     (["mini", "--first-alone", "101"], "first_alone is 101"),
     (["mini-dpo", "--batch", "9"], "do not divide"),
+    (["mini-dpo", "--dpo-beta", "-1"], "dpo_beta is -1"),
+    (["mini-dpo", "--average", "1.5"], "average is 1.5"),
     (["mini-dpo", "--reward", "none"], "no reward to judge"),
     (["mini", "--noise", "share"], "did you mean 'shared'"),
     (["mini", "--reward", "orcale"], "did you mean 'oracle'"),
@@ -208,22 +212,25 @@ def test_a_backbone_is_tuned_on_pairs_and_used(
 ) -> None:
     """Stopped and resumed equals uninterrupted; `generate --backbone RUN` draws other images than its base.
 
-    Fails if the LoRA is saved under names that the loader does not know, or pairs are drawn anew on resume.
+    Fails if the LoRA is saved under names that the loader does not know, or pairs are made anew on resume.
     """
     sizes = ["--queries", "6", "--denoising-steps", "4", "--reward", "tiny_reward:brightness",
-             "--gold", "none", "--batch", "4", "--micro-batch", "2", "--look-queries", "2",
+             "--gold", "none", "--batch", "4", "--pairs-per-level", "2", "--look-queries", "2",
              "--look-every", "2", "--lr", "1e-2", *models[:2]]  # fmt: skip
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    code, out, err = train("mini-dpo", "--steps", "6", "--save-every", "2", "--out", str(whole), *sizes)
+    code, out, err = train("mini-dpo", "--steps", "12", "--save-every", "2", "--out", str(whole), *sizes)
     assert code == 0, err
-    assert "6 updates, reward" in out and f"--backbone {whole}" in out and (whole / "README.md").is_file()
-    process = start("mini-dpo", "--steps", "6", "--save-every", "2", "--out", str(parts), *sizes)
+    assert "12 updates, reward" in out and f"--backbone {whole}" in out and (whole / "README.md").is_file()
+    process = start("mini-dpo", "--steps", "12", "--save-every", "2", "--out", str(parts), *sizes)
     deadline = time.time() + 120
     while process.poll() is None and time.time() < deadline and updates_done(parts) < 3:
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.communicate()
+    assert process.returncode == -signal.SIGKILL and updates_done(parts) < 12
+    begun = (parts / "pairs.safetensors").stat().st_mtime_ns
     code, _, err = train("mini-dpo", "--resume", "--out", str(parts))
+    assert begun == (parts / "pairs.safetensors").stat().st_mtime_ns
     assert code == 0, err
     a, b = (load_file(run / "backbone" / "adapter_model.safetensors") for run in (whole, parts))
     assert a.keys() == b.keys() and all(bool((a[k] == b[k]).all()) for k in a) and learned(a)
@@ -238,9 +245,13 @@ def test_a_backbone_is_tuned_on_pairs_and_used(
 
 
 def test_a_tuned_backbone_is_no_policy(tmp_path: Path, command: Callable[..., Any]) -> None:
-    """One sentence. Fails if the folder of one role is taken for the other's."""
-    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
-    (tmp_path / "run" / "backbone").mkdir()
-    (tmp_path / "run" / "backbone" / "adapter_config.json").write_text("{}")
-    code, _, err = command("generate", "a", "--policy", str(tmp_path / "run"), "--out", str(tmp_path / "o"))
-    assert code == 2 and "has no policy" in err
+    """One sentence each. Fails if the folder of one role or recipe is taken for the other's."""
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.json").write_text(json.dumps({"recipe": "mini-dpo", "settings": {}}))
+    code, _, err = command("generate", "a", "--policy", str(run), "--out", str(tmp_path / "o"))
+    assert code == 2 and "trained a backbone" in err
+    code, _, err = command("generate", "a", "--backbone", str(run), "--out", str(tmp_path / "o"))
+    assert code == 2 and "has not ended" in err
+    code, _, err = command("train", "mini", "--resume", "--out", str(run))
+    assert code == 2 and "a run of mini-dpo" in err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import socket
 import subprocess
@@ -257,10 +258,12 @@ def test_schedules_fit_the_network(sd_folder: Path) -> None:
 
 
 def test_a_cut_prompt_is_named_and_the_libraries_are_quiet(
-    denoiser: Denoiser, caplog: pytest.LogCaptureFixture
+    denoiser: Denoiser, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Fails if the warning is lost, or if diffusers' own (with all the padding in it) comes through."""
     long = "a b c d e f g h " * 20
+    for library in ("diffusers", "transformers"):  # they do not propagate to the root logger
+        monkeypatch.setattr(logging.getLogger(library), "propagate", True)
     with pytest.warns(UserWarning, match=r"the text encoder reads \d+ of the \d+ tokens of 'a b c"):
         denoiser.embed(["a", long])
     assert not caplog.records

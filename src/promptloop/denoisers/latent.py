@@ -27,9 +27,7 @@ class LatentDenoiser(Denoiser):
         self.network = network
 
     def embed(self, prompts: Sequence[str]) -> Cond:
-        """By the pipeline's encode_prompt; a warning names each prompt that the encoder does not read to its
-        end.
-        """
+        """By the pipeline's encoders; a warning names each prompt that none of them reads to its end."""
         for prompt in prompts:
             if (tokens := self.count_tokens(prompt)) > self.text_limit:
                 read = f"the text encoder reads {self.text_limit} of the {tokens} tokens of {prompt!r}"

@@ -36,6 +36,16 @@ def squared_error(denoiser: Any, clean: Tensor, noise: Tensor, level: Level, con
     return off * (scale / level.sigma) ** 2
 
 
+def check(dpo_beta: float, batch: int, pairs_per_level: int, error: str) -> None:
+    """ValueError for settings that cannot train."""
+    if not dpo_beta > 0:
+        raise ValueError(f"dpo_beta is {dpo_beta}; it must be positive")
+    if batch < 1 or pairs_per_level < 1 or batch % pairs_per_level:
+        raise ValueError(f"batches of {batch} pairs do not divide into parts of {pairs_per_level}")
+    if error not in ("epsilon", "velocity"):
+        raise ValueError(f"error is {error!r}; choose 'epsilon' or 'velocity'")
+
+
 @final
 @dataclass(frozen=True, eq=False)
 class Pairs:
@@ -55,19 +65,19 @@ class Pairs:
 
 @final
 @dataclass(frozen=True)
-class Some:
-    """Pairs by their numbers, noised to one level with the noise of `seed`; `whole` pairs make the batch."""
+class Noised:
+    """Pairs by their numbers, all at one level, each with noise of its own; `whole` pairs make the batch."""
 
     rows: tuple[int, ...]
     level: Level
-    seed: int
+    seeds: tuple[int, ...]
     whole: int
 
 
 @final
 @dataclass(frozen=True, eq=False)
 class DiffusionDPO(Objective):
-    """`batch` pairs an update, drawn with replacement, each `micro_batch` of them at one level drawn evenly.
+    """`batch` pairs an update, drawn with replacement, `pairs_per_level` of them at one level each.
 
     The same level and the same noise for both of a pair and for network and reference. `denoiser.network` has
     a LoRA; without it, it is the reference.
@@ -79,17 +89,12 @@ class DiffusionDPO(Objective):
     pairs: Pairs
     dpo_beta: float = 2000.0
     batch: int = 32
-    micro_batch: int = 8
+    pairs_per_level: int = 8
     error: Literal["epsilon", "velocity"] = "epsilon"
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not self.dpo_beta > 0:
-            raise ValueError(f"dpo_beta is {self.dpo_beta}; it must be positive")
-        if self.batch < 1 or self.micro_batch < 1 or self.batch % self.micro_batch:
-            raise ValueError(f"batches of {self.batch} pairs do not divide into parts of {self.micro_batch}")
-        if self.error not in ("epsilon", "velocity"):
-            raise ValueError(f"error is {self.error!r}; choose 'epsilon' or 'velocity'")
+        check(self.dpo_beta, self.batch, self.pairs_per_level, self.error)
 
     def check(self, share: Share) -> None:
         """The errors are finite, and the reference says the same of the same pairs twice (no dropout)."""
@@ -107,13 +112,14 @@ class DiffusionDPO(Objective):
         levels = self.denoiser.levels(LEVELS)[:-1]
         drawn = torch.randint(len(levels), (self.batch,), generator=rng).tolist()
         seeds = torch.randint(2**62, (self.batch,), generator=rng).tolist()
+        size = self.pairs_per_level
         parts = [
-            Some(tuple(rows[k : k + self.micro_batch]), levels[drawn[k]], seeds[k], self.batch)
-            for k in range(0, self.batch, self.micro_batch)
+            Noised(tuple(rows[k : k + size]), levels[drawn[k]], tuple(seeds[k : k + size]), self.batch)
+            for k in range(0, self.batch, size)
         ]
         return Batch(tuple(share.of_rows(parts)[1]))
 
-    def loss(self, part: Some) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, part: Noised) -> tuple[Tensor, dict[str, Tensor]]:
         with torch.no_grad(), reference(self.denoiser.network):
             before = self._errors(part)
         winner, loser = (self._errors(part) - before).chunk(2)
@@ -121,15 +127,15 @@ class DiffusionDPO(Objective):
         return diffusion_dpo(winner, loser, self.dpo_beta).sum() / part.whole, {
             "tokens": torch.tensor(float(len(part.rows))),
             "margin": self.dpo_beta / 2 * margin.sum(),
-            "right": (margin > 0).float().sum(),
+            "right": (0.5 + 0.5 * margin.sign()).sum(),
         }
 
-    def _errors(self, part: Some) -> Tensor:
+    def _errors(self, part: Noised) -> Tensor:
         """ell [2B], of the winners and then of the losers."""
         rows = torch.tensor(part.rows)
         clean = torch.cat([self.pairs.winners[rows], self.pairs.losers[rows]])
-        rng = torch.Generator().manual_seed(part.seed)
-        noise = torch.randn((len(rows), *clean.shape[1:]), generator=rng).repeat(2, *[1] * (clean.dim() - 1))
+        drawn = [torch.randn(clean.shape[1:], generator=torch.Generator().manual_seed(s)) for s in part.seeds]
+        noise = torch.stack([*drawn, *drawn])  # the same for winner and loser
         with torch.no_grad():
             cond = self.denoiser.embed([self.pairs.prompts[k] for k in part.rows] * 2)
         device = self.denoiser.device

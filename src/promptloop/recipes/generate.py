@@ -81,7 +81,8 @@ def generate(
     """
     queries = (query,) if isinstance(query, str) else tuple(query)
     if window is None:
-        window = EMBEDDED_WINDOW if backbone in parts.NAMES["backbone"] else PAPER_WINDOW
+        family = parts.family_of(backbone) if isinstance(backbone, str) else ""  # a tuned one is its base's
+        window = EMBEDDED_WINDOW if family in parts.NAMES["backbone"] else PAPER_WINDOW
     job = Job(queries, named(backbone), named(policy), refinements, window, open_loop, steps, guidance,
               negative, temperature, seed, n, compare, device, dtype, max_batch)  # fmt: skip
     folder = None if out is None else check(Path(out), overwrite)

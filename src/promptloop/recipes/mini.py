@@ -202,6 +202,11 @@ def objective_of(settings: Mini, device: torch.device, processes: Processes) -> 
         max_new_tokens=settings.max_new_tokens,
     )
     lora = LoRA(settings.rank, 2 * settings.rank)
+    if settings.kl_weight and settings.kl_to == "reference" and hasattr(policy.network, "peft_config"):
+        raise ValueError(
+            f"policy {settings.policy!r} has a LoRA already: without it, it is not the policy this training "
+            "begins with, so there is no reference to hold to; give --kl-to old, or --policy mini-vlm"
+        )
     return PromptGRPO(
         denoiser=backbone,
         policy=with_lora(policy, lora, seed=settings.seed, base=settings.policy),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -15,7 +16,7 @@ from torch import Tensor
 from promptloop.controls.guidance import CFG
 from promptloop.controls.prompt import PromptLoop
 from promptloop.objectives.contract import Batch
-from promptloop.objectives.preference import DiffusionDPO, Pairs
+from promptloop.objectives.preference import DiffusionDPO, Pairs, check
 from promptloop.parameters import LoRA, lora_on, save_lora
 from promptloop.policies.contract import Policy
 from promptloop.processes import Processes
@@ -37,8 +38,9 @@ class MiniDPO:
     (no pair where they are equal). With a `policy` every second image of a group is made with its prompts,
     so that winners show what the query alone seldom gives. Then `steps` updates on `batch` pairs.
 
-    Every `look_every` updates images of `look_queries` other training-side queries are scored by `reward` and
-    by `gold` ("none": not), which no pair was judged by. `DiffusionDPO` and `LoRA` say what the others mean.
+    Every `look_every` updates images of `look_queries` training-side queries, drawn apart, are scored by
+    `reward` and by `gold` ("none": not), by which no pair was judged. `DiffusionDPO` and `LoRA` say what the
+    others mean.
     """
 
     steps: int = 200
@@ -56,7 +58,7 @@ class MiniDPO:
     lr: float = 3e-4
     rank: int = 16
     batch: int = 32
-    micro_batch: int = 8
+    pairs_per_level: int = 8
     average: float = 0.0
     look_every: int = 50
     look_queries: int = 70
@@ -71,8 +73,9 @@ class MiniDPO:
         for name, least in {"queries": 1, "group": 2, "denoising_steps": 1, "look_queries": 1}.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
-        if self.batch % max(self.micro_batch, 1):
-            raise ValueError(f"{self.batch} pairs do not divide into micro-batches of {self.micro_batch}")
+        check(self.dpo_beta, self.batch, self.pairs_per_level, self.error)
+        if not 0 <= self.average < 1:
+            raise ValueError(f"average is {self.average}; give 0 (none) or a decay below 1")
         if self.look_every < 0:
             raise ValueError(f"look_every is {self.look_every}; give 0 (never) or a number of updates")
         if self.reward == "none":
@@ -97,8 +100,16 @@ def mini_dpo(
     reward = parts.reward(settings.reward)
     gold = None if settings.gold == "none" else parts.reward(settings.gold)
     device = parts.device_named(settings.device)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError(
+            "mini-dpo runs in one process so far; start it without torchrun or accelerate launch"
+        )
     runs.begin(run, "mini-dpo", settings, resume=resume)
     backbone = parts.backbone(settings.backbone, device, torch.float32).value
+    if getattr(backbone.network, "peft_config", None):
+        raise ValueError(
+            f"{settings.backbone} is tuned already; tuning starts from a backbone without a LoRA"
+        )
     if not (run / PAIRS).exists():
         found = judged(settings, backbone, reward, progress)
         save_file(found, run / f"{PAIRS}.part")
@@ -109,7 +120,7 @@ def mini_dpo(
     if alike := len(prompts) - len(pairs.prompts):
         say(f"{alike} of {len(prompts)} queries gave no pair, because their images score alike")
     lora_on(backbone, LoRA(settings.rank, settings.rank), seed=settings.seed)
-    objective = DiffusionDPO(backbone, pairs, settings.dpo_beta, settings.batch, settings.micro_batch,
+    objective = DiffusionDPO(backbone, pairs, settings.dpo_beta, settings.batch, settings.pairs_per_level,
                              settings.error, settings.seed)  # fmt: skip
 
     def tell(update: int, batch: Batch, line: Line) -> Line:
@@ -123,6 +134,7 @@ def mini_dpo(
         settings.training(),
         run,
         processes=Processes(),
+        save=lambda folder: save_lora(backbone, folder, base=settings.backbone),
         after=[looked(settings, backbone, reward, gold), tell],
         last_good=last_good,
         stop_at=stop_at,
@@ -150,7 +162,8 @@ def judged(
     rows: dict[str, list[Tensor]] = {"query": [], "winner": [], "loser": []}
     policy = None
     if settings.policy != "none":
-        policy = parts.policy(settings.policy, denoiser.device, torch.float32, 1.0).value
+        where = parts.locate(settings.policy, "policy")[0]
+        policy = parts.chat_policy(where, device=denoiser.device, max_new_tokens=32)
     for first in range(0, len(queries), at_once):
         some = queries[first : first + at_once]
         each = [query for query in some for _ in range(settings.group)]

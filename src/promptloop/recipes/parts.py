@@ -18,6 +18,7 @@ from promptloop.denoisers import load as load_denoiser
 from promptloop.denoisers.denoiser import Denoiser
 from promptloop.names import HUB_ID, nearest
 from promptloop.policies.contract import Policy
+from promptloop.recipes import runs
 from promptloop.world import weights
 
 if TYPE_CHECKING:
@@ -152,13 +153,16 @@ def locate(name: str, role: str) -> tuple[str, bool]:
     if any(name in others for others in NAMES.values()):
         raise ValueError(f"{name!r} cannot be the {role}; embedded for that: {', '.join(names)}")
     folder, index = Path(name).expanduser(), "model_index.json" if role == "backbone" else "config.json"
-    if (folder / role / LORA_CONFIG).is_file():  # the folder of a training run
+    trained = trained_role(folder)
+    if trained is not None and trained != role:
+        raise ValueError(f"{name} trained a {trained}, so it cannot be the {role}")
+    if trained is not None:
+        if not (folder / role / LORA_CONFIG).is_file():
+            raise ValueError(
+                f"the training run {name} has not ended, so it has no {role} yet: go on with "
+                f"`promptloop train RECIPE --out {name} --resume`, or give one of {name}/checkpoints"
+            )
         folder = folder / role
-    elif (folder / "checkpoints").is_dir():
-        raise ValueError(
-            f"the training run {name} has no {role}; where it has not ended, go on with "
-            f"`promptloop train RECIPE --out {name} --resume`, or give one of {name}/checkpoints"
-        )
     if (folder / LORA_CONFIG).is_file():
         return str(folder.resolve()), False
     if folder.is_dir():
@@ -171,6 +175,19 @@ def locate(name: str, role: str) -> tuple[str, bool]:
         f"no {role} {name!r}: it is no folder, no hub id owner/name and no embedded one; "
         f"{nearest(name, names, 'embedded')}"
     )
+
+
+def trained_role(folder: Path) -> str | None:
+    """What the training run in `folder` trains: "policy" or "backbone"; None where there is no run."""
+    file = folder / runs.CONFIG
+    settings = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return runs.TRAINS.get(settings.get("recipe", "")) if isinstance(settings, dict) else None
+
+
+def family_of(name: str) -> str:
+    """The backbone that `name` is, or is a LoRA of."""
+    base = lora_base(Path(locate(name, "backbone")[0]))
+    return name if base is None else family_of(base)
 
 
 def imported(name: str, role: str) -> Any:

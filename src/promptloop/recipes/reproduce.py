@@ -24,6 +24,7 @@ from promptloop.recipes.mini import mini
 from promptloop.recipes.mini_dpo import mini_dpo
 from promptloop.solvers import Scheduler, Solver
 from promptloop.world import study
+from promptloop.world import weights as world_weights
 from promptloop.world.queries import TASKS, queries
 
 Say = Callable[[str], None]
@@ -133,7 +134,9 @@ def settings_of(name: str, count: int, seeds: int | None, policies: Path | None)
     """All that a row's scores depend on."""
     said = ROWS[name]
     weights = weights_of(said, seeds or said.seeds, policies)
-    settings = {**asdict(said), "queries": count, "seeds": seeds or said.seeds, "weights": weights}
+    weights += [parts.folder_digest(judge)[:16] for judge in (world_weights("mini-judge"),)]
+    told = {name: value for name, value in asdict(said).items() if name != "title"}
+    settings = {**told, "queries": count, "seeds": seeds or said.seeds, "weights": weights}
     return json.loads(json.dumps(settings))
 
 
@@ -189,6 +192,7 @@ def train_all(out: Path, *, only: Sequence[str] = (), say: Say = print, **overri
     for name, tuning in TUNED.items():
         folder = out / f"{name}-0"
         if not (only and folder.name not in only) and not (folder / runs.BACKBONE).is_dir():
+            tuning = replace(tuning, policy=str(out / "image-0"))  # not the one that ships
             mini_dpo(tuning, folder, resume=(folder / runs.CONFIG).exists(), say=say)
 
 
@@ -202,14 +206,16 @@ def tensor(found: dict[str, Any], reward: str) -> Tensor:
 def table(name: str, claim: Claim, found: dict[str, dict[str, Any]]) -> str:
     """One claim in Markdown: its rows, their costs, the differences it is read from."""
     lines = [f"### {name}. {claim.title}", "",
-             "| | soft | strict | learned reward | denoiser calls | tokens | kept | seconds |",
-             "|---|---|---|---|---|---|---|---|"]  # fmt: skip
+             "| | runs | soft | strict | learned reward | denoiser calls | tokens | kept | seconds |",
+             "|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
     for key in claim.rows:
         cost = found[key]["cost"]
         soft, strict, other = (interval(tensor(found[key], reward)) for reward in REWARDS)
+        count = len(found[key]["scores"]["oracle"])
         lines.append(
-            f"| {ROWS[key].title} | {soft} | {strict} | {other.mean:.3f} | {cost['denoiser calls']:.0f} "
-            f"| {cost['policy tokens']:.1f} | {cost['kept']:.2f} | {cost['seconds']:.2f} |"
+            f"| {ROWS[key].title} | {count} | {soft} | {strict} | {other.mean:.3f} "
+            f"| {cost['denoiser calls']:.0f} | {cost['policy tokens']:.1f} | {cost['kept']:.2f} "
+            f"| {cost['seconds']:.2f} |"
         )
     if claim.pairs:
         lines += ["", "| difference | soft | strict |", "|---|---|---|"]
@@ -220,7 +226,7 @@ def table(name: str, claim: Claim, found: dict[str, dict[str, Any]]) -> str:
 
 
 def paired(first: dict[str, Any], second: dict[str, Any], reward: str) -> str:
-    """The difference over the seeds that both have."""
+    """The difference over the runs (a training and its noise, or noise alone) that both have."""
     a, b = tensor(first, reward), tensor(second, reward)
     count = min(len(a), len(b))
     return str(difference(a[:count], b[:count]))

@@ -18,6 +18,7 @@ from promptloop.recipes import trace
 
 CONFIG = "config.json"
 POLICY, BACKBONE = "policy", "backbone"  # what a run trains, and the folder in it
+TRAINS = {"mini": POLICY, "mini-dpo": BACKBONE}  # recipe -> what it trains
 ROLES = {  # title, what it is, tag
     POLICY: (
         "A prompt policy",
@@ -80,7 +81,7 @@ def begin(run: Path, recipe: str, settings: Any, *, resume: bool) -> None:
     """
     file = run / CONFIG
     config = json.loads(json.dumps({"recipe": recipe, "settings": asdict(settings)}))
-    begun = (run / "metrics.jsonl").exists() or checkpoint.steps(run)
+    begun = any(run.glob("*.safetensors")) or (run / "metrics.jsonl").exists() or checkpoint.steps(run)
     if file.exists() and (begun or resume):
         found = json.loads(file.read_text(encoding="utf-8"))
         if not resume:
@@ -101,11 +102,14 @@ def begin(run: Path, recipe: str, settings: Any, *, resume: bool) -> None:
     part.replace(file)
 
 
-def settings_of(run: Path, kind: type[S]) -> S:
-    """The settings a run was begun with; ValueError where the folder holds none."""
+def settings_of(run: Path, recipe: str, kind: type[S]) -> S:
+    """The settings a run was begun with; ValueError where the folder holds none, or another recipe's."""
     if not (run / CONFIG).is_file():
         raise ValueError(f"{run} holds no run ({CONFIG} is missing)")
-    return settings_from(kind, json.loads((run / CONFIG).read_text(encoding="utf-8"))["settings"])
+    found = json.loads((run / CONFIG).read_text(encoding="utf-8"))
+    if found["recipe"] != recipe:
+        raise ValueError(f"{run} holds a run of {found['recipe']}, not of {recipe}")
+    return settings_from(kind, found["settings"])
 
 
 def lines(run: Path) -> list[dict[str, float]]:
@@ -117,12 +121,14 @@ def lines(run: Path) -> list[dict[str, float]]:
 def card(run: Path, recipe: str, settings: Any, device: Any, role: str) -> None:
     """Writes the model card, README.md: how the policy was made, what it reached, how to use it."""
     seen = lines(run)
-    first, last = (seen[0], seen[-1]) if seen else ({}, {})
+    said = list(dict.fromkeys(name for line in seen for name in line if not name.startswith("seconds/")))
+    spans = {name: [line for line in seen if name in line] for name in said}
     rows = [f"| {name} | {value} |" for name, value in asdict(settings).items()]
     numbers = [
-        f"| {name} | {first[name]:.4f} | {last[name]:.4f} |"
-        for name in last
-        if name in first and not name.startswith("seconds/")
+        f"| {name} | {span[0][name]:.4f} (update {span[0]['update']}) | {span[-1][name]:.4f} "
+        f"(update {span[-1]['update']}) |"
+        for name, span in spans.items()
+        if name != "update"
     ]
     stack = ", ".join(f"{k} {v}" for k, v in trace.environment(device).items())
     text = f"""---
@@ -143,7 +149,7 @@ promptloop generate "two red circles left of a blue star" --{role} {run.name} --
 |---|---|
 {chr(10).join(rows)}
 
-| metric | first update | update {int(last.get("update", 0))} |
+| metric | first | last |
 |---|---|---|
 {chr(10).join(numbers)}
 

@@ -54,7 +54,7 @@ def run(recipe: str, given: Mapping[str, Any], folder: Path, *, resume: bool, **
     """
     kind, function = recipe_named(recipe)
     if resume:
-        stored = runs.settings_of(folder, kind)
+        stored = runs.settings_of(folder, recipe, kind)
         settings = runs.settings_from(kind, {**vars(stored), **given})
     else:
         settings = runs.settings_from(kind, given)

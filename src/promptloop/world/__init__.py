@@ -19,11 +19,11 @@ def weights(name: str) -> Path:
 
 
 def study(name: str, seed: int) -> Path:
-    """Folder of the policy (a LoRA of mini-vlm) that a study trained as ``name`` with ``seed``."""
+    """Folder of the LoRA (of mini-vlm, or of a backbone) that a study trained as ``name`` with ``seed``."""
     folder = WEIGHTS / "studies" / f"{name}-{seed}"
     if not folder.is_dir():
         there = ", ".join(sorted(f.name for f in folder.parent.glob("*"))) or "none"
         raise ValueError(
-            f"no trained policy {folder.name!r} (there: {there}); `promptloop reproduce --train` trains it"
+            f"no trained weights {folder.name!r} (there: {there}); `promptloop reproduce --train` trains it"
         )
     return folder
