@@ -79,7 +79,7 @@ def main() -> None:
     print(f"{'':>14} {'ours':>9} {'naive':>9} {'ratio':>7}")
     for phase in (*PHASES, "all"):
         a, b = (statistics.median(run[phase] for run in found[name]) for name in ("ours", "naive"))
-        print(f"{phase:>14} {a:9.4f} {b:9.4f} {b / a if a else float('nan'):7.2f}")
+        print(f"{phase:>14} {a:9.4f} {b:9.4f} " + (f"{b / a:7.2f}" if a > 1e-4 else "      -"))
 
 
 if __name__ == "__main__":
