@@ -134,7 +134,7 @@ def settings_of(name: str, count: int, seeds: int | None, policies: Path | None)
     """All that a row's scores depend on."""
     said = ROWS[name]
     weights = weights_of(said, seeds or said.seeds, policies)
-    weights += [parts.folder_digest(judge)[:16] for judge in (world_weights("mini-judge"),)]
+    weights.append(parts.folder_digest(world_weights("mini-judge"))[:16])  # it scores every row
     told = {name: value for name, value in asdict(said).items() if name != "title"}
     settings = {**told, "queries": count, "seeds": seeds or said.seeds, "weights": weights}
     return json.loads(json.dumps(settings))
