@@ -168,11 +168,14 @@ def judged(
         some = queries[first : first + at_once]
         each = [query for query in some for _ in range(settings.group)]
         begin = 1_000_003 * settings.seed + first * settings.group
-        latents, images = drawn(settings, denoiser, each, begin)
-        if policy is not None:
-            second, again = drawn(settings, denoiser, each, begin, policy)
-            odd = torch.arange(len(each)) % 2 == 1
-            latents[odd], images[odd] = second[odd], again[odd]
+        seeds = list(range(begin, begin + len(each)))
+        if policy is None:
+            latents, images = drawn(settings, denoiser, each, seeds)
+        else:
+            plain = drawn(settings, denoiser, each[::2], seeds[::2])
+            refined = drawn(settings, denoiser, each[1::2], seeds[1::2], policy)
+            back = torch.cat([torch.arange(0, len(each), 2), torch.arange(1, len(each), 2)]).argsort()
+            latents, images = (torch.cat(both)[back] for both in zip(plain, refined, strict=True))
         values = scored(reward, images, each).view(-1, settings.group)
         for k, row in enumerate(values):
             if row.max() > row.min():
@@ -189,14 +192,14 @@ def judged(
 
 
 def drawn(
-    settings: MiniDPO, denoiser: Any, queries: list[str], seed: int, policy: Policy | None = None
+    settings: MiniDPO, denoiser: Any, queries: list[str], seeds: list[int], policy: Policy | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Clean latents and images of the queries, image i from seed + i; alone, or refined by `policy`."""
+    """Clean latents and images of the queries, image i from seeds[i]; alone, or refined by `policy`."""
     refined: list[Control] = [] if policy is None else [PromptLoop(policy, window=EMBEDDED_WINDOW)]
     end = sample(
         denoiser,
         queries,
-        seeds=[seed + i for i in range(len(queries))],
+        seeds=seeds,
         steps=settings.denoising_steps,
         controls=[*refined, CFG(settings.guidance)],
         max_batch=96,
@@ -213,7 +216,7 @@ def looked(settings: MiniDPO, denoiser: Any, reward: Any, gold: Any) -> After:
         every = settings.look_every
         if not every or (update % every and update not in (1, settings.steps)):
             return {}
-        _, images = drawn(settings, denoiser, queries, 77_000_000)
+        _, images = drawn(settings, denoiser, queries, [77_000_000 + i for i in range(len(queries))])
         found = {"reward": float(scored(reward, images, queries).mean())}
         return found if gold is None else found | {"gold": float(scored(gold, images, queries).mean())}
 
