@@ -17,6 +17,7 @@ import torch
 
 from promptloop.controls import CFG, Scheduled
 from promptloop.denoisers import load
+from promptloop.recipes.usual import usual
 from promptloop.sample import sample
 from promptloop.world import weights
 from promptloop.world.captions import phrase
@@ -32,12 +33,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--backbone", default="mini-unet")
     parser.add_argument("--queries", type=int, default=70)
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--guidance", type=float, default=5.0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    its = usual(args.backbone)
     denoiser = load(Path(args.backbone) if Path(args.backbone).is_dir() else weights(args.backbone))
     asks = [q.ask for q in queries(args.queries, 1, held_out=True)]
     texts, seeds = [phrase(a) for a in asks], list(range(len(asks)))
@@ -47,8 +47,8 @@ def main() -> None:
         if state.transition is not None:
             estimates[state.step] = denoiser.decode(state.transition.clean)
 
-    common = {"steps": args.steps, "seeds": seeds}
-    final = sample(denoiser, texts, controls=[CFG(args.guidance)], on_step=look, **common).images
+    common = {"steps": its.steps, "seeds": seeds}
+    final = sample(denoiser, texts, controls=[CFG(its.guidance)], on_step=look, **common).images
     told = verdicts(final, asks)
     readable = {k: (verdicts(image, asks) == told).float().mean().item() for k, image in estimates.items()}
     # another query's words, in force from step k on
@@ -56,9 +56,9 @@ def main() -> None:
     wanted = asks[len(asks) // 2 :] + asks[: len(asks) // 2]
     never, always = grade(final, wanted).soft.mean().item(), 0.0
     authority = {}
-    for k in range(0, args.steps):
+    for k in range(0, its.steps):
         plan = [{0: a, k: b} for a, b in zip(texts, other, strict=True)]
-        images = sample(denoiser, texts, controls=[CFG(args.guidance), Scheduled(plan)], **common).images
+        images = sample(denoiser, texts, controls=[CFG(its.guidance), Scheduled(plan)], **common).images
         score = grade(images, wanted).soft.mean().item()
         always = score if k == 0 else always
         authority[k] = (score - never) / (always - never)
@@ -70,7 +70,7 @@ def main() -> None:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(
             json.dumps(
-                {"backbone": args.backbone, "steps": args.steps, "readable": readable, "authority": authority}
+                {"backbone": args.backbone, "steps": its.steps, "readable": readable, "authority": authority}
             )
         )
 

@@ -2,7 +2,7 @@
 
     python benchmarks/backbones.py --backbone mini-unet --count 200
 
-Prints soft and strict oracle scores (base, no policy) and the time of 16 images in 20 steps with CFG.
+Prints soft and strict oracle scores (base, no policy) and the time of 16 images.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 
 from promptloop.controls import CFG
 from promptloop.denoisers import load
+from promptloop.recipes.usual import usual
 from promptloop.sample import sample
 from promptloop.world import weights
 from promptloop.world.captions import Ask, Group, describe, phrase
@@ -44,18 +45,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--backbone", default="mini-unet")
     parser.add_argument("--count", type=int, default=200)
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--guidance", type=float, nargs="*", default=[5.0])
+    parser.add_argument("--steps", type=int, help="default: the backbone's usual number")
+    parser.add_argument("--guidance", type=float, nargs="*", help="default: the backbone's usual scale")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    its = usual(args.backbone)
+    steps, scales = args.steps or its.steps, args.guidance or [its.guidance]
     denoiser = load(Path(args.backbone) if Path(args.backbone).is_dir() else weights(args.backbone))
     rng = random.Random("phrasing")
     asks = plain_pairs(args.count, 0)
     texts = [phrase(a, terse=rng.random() < 0.35) for a in asks]
     asked = queries(args.count // len(TASKS) * len(TASKS), 1, held_out=True)
-    for guidance in args.guidance:
-        kwargs = {"steps": args.steps, "controls": [CFG(guidance)], "max_batch": 50}
+    for guidance in scales:
+        kwargs = {"steps": steps, "controls": [CFG(guidance)], "max_batch": 50}
         grades = grade(sample(denoiser, texts, seeds=range(len(texts)), **kwargs).images, asks)
         print(f"CFG {guidance}: two plain objects, caption style: {means(grades)}")
         images = sample(denoiser, [q.text for q in asked], seeds=range(len(asked)), **kwargs).images
@@ -67,8 +70,9 @@ def main() -> None:
                 f"    {task:20s} soft {grades.soft[rows].mean():.3f} strict {grades.strict[rows].mean():.3f}"
             )
     began = time.time()
-    sample(denoiser, texts[:16], seeds=range(16), steps=20, controls=[CFG(3.0)])
-    print(f"16 images, 20 steps, CFG, {args.threads} threads: {time.time() - began:.1f} s")
+    sample(denoiser, texts[:16], seeds=range(16), steps=steps, controls=[CFG(scales[0])])
+    seconds = time.time() - began
+    print(f"16 images, {steps} steps, CFG {scales[0]}, {args.threads} threads: {seconds:.1f} s")
 
 
 if __name__ == "__main__":

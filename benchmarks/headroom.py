@@ -20,6 +20,7 @@ from promptloop.controls import CFG, PromptLoop
 from promptloop.denoisers import load
 from promptloop.policies.fixed import Identity
 from promptloop.policies.shown import Shuffled
+from promptloop.recipes.usual import PAPER_WINDOW, usual
 from promptloop.sample import sample
 from promptloop.world import weights
 from promptloop.world.oracle import grade
@@ -45,16 +46,18 @@ ARMS = {
     "d looks": (Look(), EARLY),
     "d looks, later": (Look(), LATER),
     "d looks, whole trajectory": (Look(), (0.0, 1.0)),
+    "d looks, all along": (Look(fine=0.0, until=1.0), (0.0, 1.0)),
     "e another's estimate": (Shuffled(Look()), EARLY),
+    "e another's estimate, all along": (Shuffled(Look(fine=0.0, until=1.0)), (0.0, 1.0)),
 }
 
 
-def run(denoiser, policy, window, asked, seeds, steps, guidance, batch):
-    controls = [CFG(guidance)]
+def run(denoiser, policy, window, asked, seeds, its, batch):
+    controls = [CFG(its.guidance)]
     if not isinstance(policy, Identity):
         controls.append(PromptLoop(policy, refinements=5, window=window))
     result = sample(
-        denoiser, [q.text for q in asked], steps=steps, controls=controls, seeds=seeds, max_batch=batch
+        denoiser, [q.text for q in asked], steps=its.steps, controls=controls, seeds=seeds, max_batch=batch
     )
     return grade(result.images, [q.ask for q in asked])
 
@@ -82,14 +85,13 @@ def main() -> None:
     parser.add_argument("--backbone", default="mini-unet")
     parser.add_argument("--queries", type=int, default=140)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--guidance", type=float, default=5.0)
     parser.add_argument("--arms", nargs="*", help="substrings of arms; default all")
     parser.add_argument("--choose", action="store_true", help="on training queries, to choose variants")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    its = usual(args.backbone)
     folder = Path(args.backbone) if Path(args.backbone).is_dir() else weights(args.backbone)
     denoiser = load(folder)
     asked = queries(args.queries, 0 if args.choose else 1, held_out=not args.choose)
@@ -97,10 +99,12 @@ def main() -> None:
     for name, (policy, window) in ARMS.items():
         if args.arms and not any(a in name for a in args.arms):
             continue
+        if its.window == PAPER_WINDOW:  # few steps: refined all along, or there is no room for five
+            window = its.window
         began, soft, strict = time.time(), [], []
         for seed in range(args.seeds):
             seeds = [1000 * (seed + 1) + i for i in range(len(asked))]
-            grades = run(denoiser, policy, window, asked, seeds, args.steps, args.guidance, 70)
+            grades = run(denoiser, policy, window, asked, seeds, its, 70)
             soft.append(grades.soft.tolist())
             strict.append(grades.strict.tolist())
         rows[name] = {"soft": soft, "strict": strict, "seconds": time.time() - began}

@@ -15,6 +15,7 @@ from promptloop.controls import CFG
 from promptloop.denoisers import load
 from promptloop.recipes.filmstrip import font, wrap
 from promptloop.recipes.shot import pixels
+from promptloop.recipes.usual import usual
 from promptloop.sample import sample
 from promptloop.world import weights
 from promptloop.world.oracle import grade
@@ -31,7 +32,11 @@ def main() -> None:
     torch.set_num_threads(1)
     denoiser = load(Path(args.backbone) if Path(args.backbone).is_dir() else weights(args.backbone))
     asked = queries(28, 1, held_out=True)
-    images = sample(denoiser, [q.text for q in asked], seeds=range(28), steps=20, controls=[CFG(5.0)]).images
+    its = usual(args.backbone)
+    guided = [CFG(its.guidance)]
+    images = sample(
+        denoiser, [q.text for q in asked], seeds=range(28), steps=its.steps, controls=guided
+    ).images
     scores = grade(images, [q.ask for q in asked]).soft
     page = Image.new("RGB", (7 * (TILE + GAP) + GAP, 4 * (TILE + TEXT + GAP) + GAP), "white")
     draw = ImageDraw.Draw(page)

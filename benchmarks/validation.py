@@ -6,7 +6,7 @@
 
 A policy is "query" (nobody writes), a name or folder as `--policy` takes it, or a script: "lessons" and
 "tuning" answer as mini-vlm's two trainings do, "ahead" and "look" are the best of the headroom study. Soft
-and strict scores on mini-unet (20 steps, CFG 5, bfloat16, seeds 50,000 and up), one standard error; for chat
+and strict scores on a backbone sampled as usual (bfloat16, seeds 50,000 and up), one standard error; for chat
 models also what 420 first drafts say: "right" names every thing with its shape, count and colour and nothing
 else (details may be missing; the relation and the ground are not looked at), "mixed up" something that was
 not asked. The world is small, so some of the queries occur in trainings too. Held-out queries are for
@@ -25,6 +25,7 @@ from promptloop.bench.arms import Way, measured
 from promptloop.policies.contract import Policy, Request
 from promptloop.policies.fixed import Fixed
 from promptloop.recipes import parts
+from promptloop.recipes.usual import usual
 from promptloop.world import lessons, tuning
 from promptloop.world.captions import Group, parse
 from promptloop.world.queries import queries
@@ -47,6 +48,7 @@ SCRIPTS: dict[str, Policy] = {
     "tuning": Teacher(tuned=True),
     "ahead": Ahead(places=True, colours=True),
     "look": Look(),
+    "look-all-along": Look(fine=0.0, until=1.0),
 }
 
 
@@ -90,14 +92,16 @@ def first_drafts(policy: Policy, asked: list[str], repeats: int = 3) -> dict[str
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("policies", nargs="+")
+    parser.add_argument("--backbone", default="mini-unet")
     parser.add_argument("--refinements", type=int, default=5)
     parser.add_argument("--shown", choices=("own", "nothing", "another's"), default="own")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    denoiser = parts.backbone("mini-unet", torch.device("cpu"), torch.bfloat16).value
+    denoiser = parts.backbone(args.backbone, torch.device("cpu"), torch.bfloat16).value
     asked = [query.text for query in queries(140, 7, held_out=False)]
     rewards = {name: parts.reward(name) for name in ("oracle", "oracle-strict")}
-    way = Way(refinements=args.refinements, shown=args.shown)
+    its = usual(args.backbone)
+    way = Way(args.refinements, its.window, shown=args.shown, steps=its.steps, guidance=its.guidance)
     for name in args.policies:
         script = SCRIPTS.get(name)
         chat = script is None and name != "query"

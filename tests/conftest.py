@@ -28,3 +28,14 @@ def command(
         return int(end.value.code or 0), written.out, written.err
 
     yield run
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Options that name a tiny backbone and a tiny policy."""
+    import tiny
+    import tiny_vlm
+
+    root = tmp_path_factory.mktemp("models")
+    backbone = tiny.saved(tiny.sd(), root / "sd")
+    return ["--backbone", str(backbone), "--policy", str(tiny_vlm.build("idefics3", root / "vlm"))]

@@ -29,7 +29,8 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what an ea
 Seed = Annotated[int, typer.Option(help="Seed of the first sample; the next has seed + 1.")]
 Count = Annotated[int, typer.Option("-n", metavar="N", help="Samples of each query.")]
 Backbone = Annotated[
-    str, typer.Option(metavar="DIR|ID", help="mini-unet, mini-flow, a diffusers folder or a hub id.")
+    str,
+    typer.Option(metavar="DIR|ID", help="mini-unet, mini-flow, a diffusers folder or a hub id."),
 ]
 WritesPrompts = Annotated[
     str,
@@ -49,8 +50,15 @@ Window = Annotated[
     ),
 ]
 OpenLoop = Annotated[bool, typer.Option("--open-loop", help="Write all prompts beforehand, without looking.")]
-Steps = Annotated[int, typer.Option(metavar="N", help="Denoising steps.")]
-Guidance = Annotated[float, typer.Option(metavar="SCALE", help="Classifier-free guidance; 1 is without.")]
+Steps = Annotated[
+    int | None, typer.Option(metavar="N", help="Denoising steps.  [default: 20; 8 with an LCM scheduler]")
+]
+Guidance = Annotated[
+    float | None,
+    typer.Option(
+        metavar="SCALE", help="Classifier-free; 1 is without.  [default: 5; 1 with an LCM scheduler]"
+    ),
+]
 Negative = Annotated[str, typer.Option(metavar="TEXT", help="Negative prompt.")]
 Temperature = Annotated[float, typer.Option(help="Of the policy's drafts; 0 takes the likeliest.")]
 Compare = Annotated[bool, typer.Option("--compare", help="Also sample the query alone, from the same noise.")]
@@ -70,8 +78,8 @@ def generate(
     refinements: Refinements = 5,
     window: Window = None,
     open_loop: OpenLoop = False,
-    steps: Steps = 20,
-    guidance: Guidance = 5.0,
+    steps: Steps = None,
+    guidance: Guidance = None,
     negative: Negative = "",
     temperature: Temperature = 1.0,
     seed: Seed = 0,

@@ -1,4 +1,4 @@
-"""Names that users give: one of the known ones, or the nearest to it in the error; a hub id."""
+"""Names: one of the known ones, or the nearest to it in the error; hub ids; what peft calls things."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterable
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")  # "owner/name"
+LORA_CONFIG = "adapter_config.json"  # peft's name for a LoRA's settings
+LORA_PREFIX = "base_model.model."  # what peft puts before every weight's name
 
 
 def one_of(name: str, known: Iterable[str], kind: str) -> str:

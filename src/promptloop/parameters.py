@@ -11,7 +11,9 @@ from typing import Any, Literal, final
 import torch
 from torch import Tensor, nn
 
+from promptloop.names import LORA_PREFIX
 from promptloop.policies.mllm import Mllm
+from promptloop.swap import in_place
 
 EYES = r".*(vision|visual|image|projector|connector|merger).*"  # what the chat model families call them
 
@@ -87,7 +89,7 @@ def save_lora(denoiser: Any, folder: Path, *, base: str) -> None:
     from safetensors.torch import save_file
 
     found = get_peft_model_state_dict(denoiser.network)
-    tensors = {f"base_model.model.{name}": t.detach().cpu().contiguous() for name, t in found.items()}
+    tensors = {f"{LORA_PREFIX}{name}": t.detach().cpu().contiguous() for name, t in found.items()}
     config = denoiser.network.peft_config["default"]
     config.base_model_name_or_path = base
     folder.mkdir(parents=True, exist_ok=True)
@@ -99,6 +101,12 @@ def fully(policy: Mllm) -> Mllm:
     """The policy with all its weights trained."""
     policy.network.requires_grad_(True)
     return policy
+
+
+def saving_memory(policy: Mllm) -> None:
+    """Activations are computed again in the backward pass instead of kept (Chen et al., arXiv 1604.06174)."""
+    policy.network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    policy.network.train()  # transformers keeps them in eval mode
 
 
 def trained(network: nn.Module) -> dict[str, nn.Parameter]:
@@ -157,24 +165,3 @@ class Averaged:
         """Inside, the averaged weights stand in for the trained ones."""
         with in_place(self.parameters, self.weights):
             yield
-
-
-@contextmanager
-def in_place(parameters: Mapping[str, nn.Parameter], weights: Mapping[str, Tensor]) -> Iterator[None]:
-    """Puts `weights` into `parameters` inside a `with` block; the old values come back bit for bit."""
-    kept = {name: p.detach().clone() for name, p in parameters.items()}
-    put(parameters, weights)
-    try:
-        yield
-    finally:
-        put(parameters, kept)
-
-
-@torch.no_grad()
-def put(parameters: Mapping[str, nn.Parameter], weights: Mapping[str, Tensor]) -> None:
-    """Copies `weights` into `parameters`; ValueError where their names differ."""
-    if parameters.keys() != weights.keys():
-        odd = sorted(parameters.keys() ^ weights.keys())[0]
-        raise ValueError(f"the weights do not fit what is trained: {odd!r} is on one side only")
-    for name, p in parameters.items():
-        p.copy_(weights[name])

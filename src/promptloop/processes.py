@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, final
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, final
 
 import torch
 from torch import Tensor, nn
 
 from promptloop.objectives.contract import Share
 
+if TYPE_CHECKING:
+    from promptloop.sharding import Sharded
+
 
 @final
 @dataclass(frozen=True, eq=False)
 class Processes:
-    """Through accelerate; None: this process alone."""
+    """Through accelerate; None: this process alone. `sharded`: the trained network is divided among them."""
 
     accelerator: Any = None
+    sharded: Sharded | None = None
 
     @staticmethod
     def launched(device: torch.device) -> Processes:
@@ -28,6 +33,20 @@ class Processes:
         from accelerate import Accelerator
 
         return Processes(Accelerator(cpu=device.type == "cpu"))
+
+    def dividing(self, network: nn.Module) -> Processes:
+        """The same, with `network` divided among them."""
+        from promptloop.sharding import Sharded
+
+        return replace(self, sharded=Sharded(network, self.share.of))
+
+    def whole(self) -> AbstractContextManager[None]:
+        """Inside, every process has the whole trained network and may call it."""
+        return nullcontext() if self.sharded is None else self.sharded.whole()
+
+    def weights(self) -> dict[str, Tensor] | None:
+        """The divided network's weights, whole, for saving (all must ask); None where it has them itself."""
+        return None if self.sharded is None else self.sharded.weights()
 
     @property
     def share(self) -> Share:
@@ -59,11 +78,17 @@ class Processes:
         """Each value's mean over all processes."""
         return {name: total / self.share.of for name, total in self.totals(values).items()}
 
-    def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Adds up the gradients of all processes: their losses are parts of one batch's."""
+    def sum_gradients(self, parameters: Sequence[nn.Parameter], touched: Callable[[], Tensor]) -> None:
+        """Adds up the gradients of all processes: their losses are parts of one batch's.
+
+        Inside `whole`. `touched()` is a number that every trained weight moves; only `sharded` asks for it.
+        """
+        if self.sharded is not None:
+            return self.sharded.reduce(touched(), parameters)
         if self.share.of == 1:
-            return
+            return None
         rows = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
         flat = self.total(torch.cat([row.flatten() for row in rows]))
         for p, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
             p.grad = part.view_as(p).clone()
+        return None

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from promptloop.controls.guidance import CFG
 from promptloop.controls.prompt import PromptLoop, even_steps
+from promptloop.controls.streams import Streams
 from promptloop.policies.contract import Draft, Policy
 from promptloop.policies.shown import Sometimes
 from promptloop.rewards.contract import Reward, scored
@@ -31,9 +32,14 @@ class Geometry:
 
     `queries` groups of `group` episodes, `refinements` drafts in each, inside `window` of `denoising_steps`
     steps; where they happen is drawn anew for every episode (plan "random", as in the paper) or even.
-    noise "shared" starts all episodes of a group from the same noise, so that a group's rewards differ by its
-    prompts alone; "fresh" gives each its own. With probability `image_dropout` a draft is written without its
-    estimate, so that open-loop inference stays in distribution.
+    noise "shared" gives all episodes of a group the same noise, at the start and in every stochastic step, so
+    that a group's rewards differ by its prompts alone; "fresh" gives each its own. With probability
+    `image_dropout` a draft is written without its estimate, so that open-loop inference stays in
+    distribution.
+
+    credit "episode" gives an episode's advantage to all of its drafts, as in the paper; "branch" lets the
+    episodes of a group be one up to a draft drawn at random, in which they part: that draft alone is
+    credited, and what follows draws the same random numbers in all of them.
     """
 
     queries: int = 12
@@ -46,6 +52,7 @@ class Geometry:
     guidance: float = 5.0
     noise: Literal["shared", "fresh"] = "shared"
     image_dropout: float = 0.1
+    credit: Literal["episode", "branch"] = "episode"
     max_batch: int = 96
 
     def __post_init__(self) -> None:
@@ -59,6 +66,10 @@ class Geometry:
             raise ValueError(f"image_dropout is {self.image_dropout}; it is a probability")
         if self.noise not in ("shared", "fresh"):
             raise ValueError(f"noise is {self.noise!r}; choose 'shared' or 'fresh'")
+        if self.credit not in ("episode", "branch"):
+            raise ValueError(f"credit is {self.credit!r}; choose 'episode' or 'branch'")
+        if self.credit == "branch" and self.noise == "fresh":
+            raise ValueError("credit branch needs noise shared: a group is one trajectory up to its branch")
 
     @property
     def episodes(self) -> int:
@@ -68,13 +79,17 @@ class Geometry:
 @final
 @dataclass(frozen=True, eq=False)
 class Rollout:
-    """E episodes, group after group: their drafts in the order written, images [E, 3, H, W], rewards [E]."""
+    """E episodes, group after group: their drafts in the order written, images [E, 3, H, W], rewards [E].
+
+    `credited`: the numbers of each episode's drafts that its reward tells something of.
+    """
 
     queries: tuple[str, ...]
     seeds: tuple[int, ...]
     drafts: tuple[tuple[Draft, ...], ...]
     images: Tensor
     rewards: Tensor
+    credited: tuple[range, ...]
     seconds: dict[str, float] = field(default_factory=dict)
 
 
@@ -101,7 +116,8 @@ def rollout(
     asked = [query for query in queries for _ in range(group)]
     places = [(first + i, j) for i in range(len(queries)) for j in range(group)]
     seeds = [derived(seed, "episode", i, j) for i, j in places]
-    noise = denoiser.noise([noise_seed(geometry, seed, i, j) for i, j in places])
+    drawn = [noise_seed(geometry, seed, i, j) for i, j in places]
+    streams, credited = streams_of(geometry, seed, places, seeds)
     watch = Stopwatch()
     timed = TimedPolicy(Sometimes(policy, geometry.image_dropout), watch)
     loop = PromptLoop(timed, geometry.refinements, geometry.window, geometry.plan, geometry.loop)
@@ -113,8 +129,8 @@ def rollout(
             seeds=seeds,
             steps=geometry.denoising_steps,
             solver=solver,
-            controls=[loop, *controls, CFG(geometry.guidance)],
-            noise=noise,
+            controls=[streams, loop, *controls, CFG(geometry.guidance)],
+            noise=denoiser.noise(drawn),
             max_batch=geometry.max_batch,
             decode=False,
         )
@@ -124,7 +140,24 @@ def rollout(
     with watch("reward"):
         rewards = scored(reward, images, asked)
     drafts = end.state.memory["drafts"]
-    return Rollout(tuple(asked), tuple(seeds), drafts, images.cpu(), rewards, watch.seconds)
+    return Rollout(tuple(asked), tuple(seeds), drafts, images.cpu(), rewards, credited, watch.seconds)
+
+
+def streams_of(
+    geometry: Geometry, seed: int, places: Sequence[tuple[int, int]], seeds: Sequence[int]
+) -> tuple[Streams, tuple[range, ...]]:
+    """What the episodes at `places` (query, member) share of their random numbers, and which drafts count."""
+    noise = {s: noise_seed(geometry, seed, i, j) for s, (i, j) in zip(seeds, places, strict=True)}
+    every = range(geometry.refinements)
+    if geometry.credit == "episode":
+        return Streams(noise), (every,) * len(places)
+    branch = [derived(seed, "branch", i) % geometry.refinements for i, _ in places]
+    plan = {s: derived(seed, "plan", i) for s, (i, _) in zip(seeds, places, strict=True)}
+    drafts = {
+        s: tuple(derived(seed, "draft", i, k, j if k == b else "all") for k in every)
+        for s, (i, j), b in zip(seeds, places, branch, strict=True)
+    }
+    return Streams(noise, plan, drafts), tuple(range(b, b + 1) for b in branch)
 
 
 @torch.no_grad()
@@ -132,14 +165,13 @@ def alone(
     denoiser: Any, reward: Reward, queries: Sequence[str], geometry: Geometry, *, seed: int, first: int = 0
 ) -> Tensor:
     """The rewards [Q] of the queries as they are, each from the first noise of its group in `rollout`."""
-    places = range(first, first + len(queries))
+    drawn = [noise_seed(geometry, seed, i, 0) for i in range(first, first + len(queries))]
     end = sample(
         denoiser,
         queries,
-        seeds=[derived(seed, "episode", i, 0) for i in places],
+        seeds=drawn,
         steps=geometry.denoising_steps,
         controls=[CFG(geometry.guidance)],
-        noise=denoiser.noise([noise_seed(geometry, seed, i, 0) for i in places]),
         max_batch=geometry.max_batch,
     )
     assert end.images is not None

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from promptloop.schedules import Level, check
-from promptloop.solvers import DDIM, Euler, Scheduler, Solver
+from promptloop.solvers import DDIM, LCM, Euler, Scheduler, Solver
 from promptloop.state import EMBEDDED, Control, Draw, Run, State, as_texts, join
 from promptloop.transition import Transition
 
@@ -191,7 +191,7 @@ def sample(
 
 
 def default_solver(denoiser: Any) -> Solver:
-    """The solver that the denoiser's own scheduler stands for: DDIM, Euler, or that scheduler, wrapped."""
+    """What the denoiser's own scheduler stands for: DDIM, Euler, LCM, or that scheduler, wrapped."""
     scheduler = denoiser.scheduler
     name = type(scheduler).__name__
     if scheduler is None:
@@ -201,6 +201,8 @@ def default_solver(denoiser: Any) -> Solver:
         return DDIM()
     if name == "FlowMatchEulerDiscreteScheduler" and not scheduler.config.get("stochastic_sampling", False):
         return Euler()
+    if name == "LCMScheduler" and not changes_clean:
+        return LCM(sigma_data=0.5, timestep_scaling=scheduler.config.timestep_scaling)
     return Scheduler(scheduler, denoiser.scheduler_options)
 
 

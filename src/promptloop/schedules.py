@@ -160,7 +160,8 @@ def is_flow(scheduler: Any) -> bool:
 
 def _from_signal(scheduler: Any, times: list[float]) -> list[Level]:
     signal = scheduler.alphas_cumprod
-    end = float(vars(scheduler).get("final_alpha_cumprod", 1.0))
+    answers = type(scheduler).__name__ == "LCMScheduler"  # its last step ends at its answer, whatever it says
+    end = 1.0 if answers else float(vars(scheduler).get("final_alpha_cumprod", 1.0))
     return [*(_vp_level(float(signal[int(t)]), t) for t in times), _vp_level(end, 0.0)]
 
 

@@ -181,6 +181,26 @@ class CPS(Solver):
         return Transition(mean, torch.tensor(level.sigma * math.sin(angle)), clean)
 
 
+@final
+@dataclass(frozen=True)
+class LCM(Solver):
+    """Multistep consistency sampling (Song et al. 2023, alg. 1; Luo et al., arXiv 2310.04378, alg. 3).
+
+    mean = alpha' clean, std = sigma': all noise of the next level is fresh, and what one step settled is open
+    again to the next. For backbones distilled to answer with a whole picture at every level. With
+    LCMScheduler's boundary (its sigma_data and timestep_scaling), which matters below t = 10 only.
+    """
+
+    sigma_data: float = 0.5
+    timestep_scaling: float = 10.0
+
+    def __call__(self, denoise: Denoise, state: Point, level: Level) -> Transition:
+        skipped = self.sigma_data**2 / ((self.timestep_scaling * state.level.t) ** 2 + self.sigma_data**2)
+        answered = denoise(state.x, state.level, state.cond)
+        clean = math.sqrt(1 - skipped) * answered + skipped * state.x
+        return Transition(level.alpha * clean, torch.tensor(float(level.sigma)), clean)
+
+
 def _sde(denoise: Denoise, state: Point, level: Level, sd: float) -> Transition:
     """Euler-Maruyama on dx = [v + sd^2/(2s) (x + (1-s) v)] dt + sd dw, in the flow x / (alpha + sigma).
 

@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, final
 
@@ -20,8 +21,10 @@ from torch import Tensor, nn
 
 from promptloop import checkpoint
 from promptloop.objectives.contract import Batch, Objective
-from promptloop.parameters import Averaged, put, trained
+from promptloop.parameters import Averaged, trained
 from promptloop.processes import Processes
+from promptloop.sharding import divided_as, full
+from promptloop.swap import put
 from promptloop.timing import Stopwatch
 
 Line = dict[str, float]
@@ -70,7 +73,7 @@ def train(
     run: Path,
     *,
     processes: Processes | None = None,
-    save: Callable[[Path], None] | None = None,
+    save: Callable[..., None] | None = None,
     after: Sequence[After] = (),
     last_good: bool = False,
     stop_at: int | None = None,
@@ -78,7 +81,8 @@ def train(
     """Trains to `settings.updates` (or `stop_at`), going on from the newest checkpoint in `run`; the last
     update.
 
-    `save` adds the run's own files to a checkpoint. `after` sees every batch, may add metrics, and is where
+    `save(folder, weights=)` adds the run's own files to a checkpoint; weights are None unless processes share
+    them. `after` sees every batch, may add metrics, and is where
     sheets and the hacking watch are hooked in. Metrics are appended to `run/metrics.jsonl`.
     """
     processes = processes or Processes()
@@ -91,7 +95,8 @@ def train(
     first = 0 if found is None else restored(found, parameters, optimizer, averaged)
     main = processes.main
     cut(run / "metrics.jsonl", first) if main else None
-    objective.check(processes.share)
+    with processes.whole():
+        objective.check(processes.share)
     if found is not None:
         checkpoint.set_generators(found.tensors, found.state["generators"])
     last = min(settings.updates, stop_at or settings.updates)
@@ -108,9 +113,11 @@ def train(
         if main:
             with open(run / "metrics.jsonl", "a") as log:
                 log.write(json.dumps({k: round(v, 6) for k, v in line.items()}) + "\n")
-        if main and (done % settings.save_every == 0 or done == last):
+        if done % settings.save_every == 0 or done == last:
             tensors, state = held(parameters, optimizer, averaged, done)
-            checkpoint.write(run, done, tensors, state, add=save, keep=settings.keep)
+            add = None if save is None else partial(save, weights=processes.weights())
+            if main:
+                checkpoint.write(run, done, tensors, state, add=add, keep=settings.keep)
     if averaged is not None:
         put(parameters, averaged.weights)
     return last
@@ -126,26 +133,19 @@ def one_update(
 ) -> tuple[Batch, Line]:
     """Collects one batch and takes `epochs` steps on it. ValueError where the loss is not finite."""
     watch = Stopwatch()
-    batch = objective.collect(update, processes.share)
+    with processes.whole():
+        batch = objective.collect(update, processes.share)
     sums: dict[str, float] = {}
     norm = 0.0
     with watch("update"):
         for _ in range(settings.epochs):
             optimizer.zero_grad(set_to_none=True)
-            sums = dict.fromkeys(("loss", *objective.summed), 0.0)
-            for part in batch.parts:
-                loss, metrics = objective.loss(part)
-                if not bool(loss.isfinite()):
-                    raise ValueError(
-                        f"the loss of update {update + 1} is {loss.item()}; nothing was changed by it"
-                    )
-                loss.backward()
-                for name, value in {"loss": loss.detach(), **metrics}.items():
-                    sums[name] = sums.get(name, 0.0) + float(value)
-            processes.sum_gradients(list(parameters.values()))
+            with processes.whole():
+                sums = gradients(objective, batch, update)
+                processes.sum_gradients(list(parameters.values()), objective.touched)
             given = [p for p in parameters.values() if p.grad is not None]
             if given:
-                norm = float(nn.utils.clip_grad_norm_(given, settings.max_grad_norm))
+                norm = float(full(nn.utils.clip_grad_norm_(given, settings.max_grad_norm)))
                 optimizer.step()
     sums = processes.totals(sums)
     tokens = sums.pop("tokens", 0.0) or 1.0
@@ -153,6 +153,19 @@ def one_update(
     seconds = {f"seconds/{name}": value for name, value in {**batch.seconds, **watch.seconds}.items()}
     line = {**processes.means(batch.metrics), **means, "gradient_norm": norm, "tokens": tokens, **seconds}
     return batch, line
+
+
+def gradients(objective: Objective, batch: Batch, update: int) -> dict[str, float]:
+    """Adds up the gradients of the batch's parts; their losses and metrics, summed."""
+    sums = dict.fromkeys(("loss", *objective.summed), 0.0)
+    for part in batch.parts:
+        loss, metrics = objective.loss(part)
+        if not bool(loss.isfinite()):
+            raise ValueError(f"the loss of update {update + 1} is {loss.item()}; nothing was changed by it")
+        loss.backward()
+        for name, value in {"loss": loss.detach(), **metrics}.items():
+            sums[name] = sums.get(name, 0.0) + float(value)
+    return sums
 
 
 # --- what a checkpoint holds
@@ -165,12 +178,12 @@ def held(
     done: int,
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Everything that the next update depends on: weights, optimiser, average, generators, counters."""
-    tensors: dict[str, Tensor] = {f"weight.{name}": p for name, p in parameters.items()}
+    tensors: dict[str, Tensor] = {f"weight.{name}": full(p) for name, p in parameters.items()}
     for name, p in parameters.items():
         for key, value in optimizer.state.get(p, {}).items():
-            tensors[f"optimizer.{key}.{name}"] = torch.as_tensor(value)
+            tensors[f"optimizer.{key}.{name}"] = full(torch.as_tensor(value))
     if averaged is not None:
-        tensors |= {f"average.{name}": value for name, value in averaged.weights.items()}
+        tensors |= {f"average.{name}": full(value) for name, value in averaged.weights.items()}
     numbers, words = checkpoint.generators()
     state = {
         "update": done,
@@ -192,14 +205,13 @@ def restored(
     def under(prefix: str) -> dict[str, Tensor]:
         return {n.removeprefix(prefix): t for n, t in found.tensors.items() if n.startswith(prefix)}
 
-    put(parameters, under("weight."))
+    put(parameters, {name: divided_as(t, parameters[name]) for name, t in under("weight.").items()})
     for key in ("step", "exp_avg", "exp_avg_sq"):
         for name, value in under(f"optimizer.{key}.").items():
             p = parameters[name]
-            place = value.device if key == "step" else p.device
-            optimizer.state[p][key] = value.to(place, copy=True)
+            optimizer.state[p][key] = value.clone() if key == "step" else divided_as(value.clone(), p)
     if averaged is not None:
-        averaged.weights = {n: t.to(parameters[n].device) for n, t in under("average.").items()}
+        averaged.weights = {n: divided_as(t, parameters[n]) for n, t in under("average.").items()}
         averaged.updates = int(found.state["average_updates"])
     return int(found.state["update"])
 

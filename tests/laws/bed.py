@@ -13,10 +13,10 @@ from promptloop.denoisers.cond import Cond
 from promptloop.denoisers.exact import Exact, Gaussian, GaussianMixture
 from promptloop.sample import Control, Run, State, Transition, begin
 from promptloop.schedules import Level, flow, karras, vp
-from promptloop.solvers import CPS, DDIM, DanceSDE, Denoise, Euler, FlowSDE, Heun, Solver
+from promptloop.solvers import CPS, DDIM, LCM, DanceSDE, Denoise, Euler, FlowSDE, Heun, Solver
 
-SOLVERS = [DDIM(), DDIM(1.0), Euler(), Heun(), FlowSDE(), DanceSDE(), CPS()]
-STOCHASTIC = [DDIM(1.0), FlowSDE(), DanceSDE(), CPS()]
+SOLVERS = [DDIM(), DDIM(1.0), Euler(), Heun(), FlowSDE(), DanceSDE(), CPS(), LCM()]
+STOCHASTIC = [DDIM(1.0), FlowSDE(), DanceSDE(), CPS(), LCM()]
 GRIDS = {"vp": vp(6), "cosine": vp(6, curve="cosine"), "flow": flow(6, shift=3.0), "karras": karras(6)}
 
 

@@ -6,13 +6,13 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, LCMScheduler
 from laws.bed import GRIDS, SOLVERS, Iid, at, pair
 
 from promptloop.denoisers.exact import Gaussian
 from promptloop.sample import trajectory
 from promptloop.schedules import Level, flow, from_scheduler, karras, vp
-from promptloop.solvers import CPS, DDIM, DanceSDE, Euler, FlowSDE, Heun
+from promptloop.solvers import CPS, DDIM, LCM, DanceSDE, Euler, FlowSDE, Heun
 
 BED = Gaussian(0.3, 0.5)
 
@@ -184,3 +184,37 @@ def test_every_solver_is_finite_from_pure_noise_to_the_end(name, solver) -> None
         assert state.x.isfinite().all()
         assert state.transition is None or state.transition.clean.isfinite().all()
     assert state.transition.std == 0 and (state.x.abs() < 6).all()
+
+
+@pytest.mark.parametrize("steps", [1, 3, 8])
+def test_lcm_equals_diffusers(steps) -> None:
+    """Mean and fresh noise of every step; fails without the boundary, or with sigma instead of sigma'."""
+    scheduler = LCMScheduler(original_inference_steps=100, timestep_scaling=0.01)
+    levels = from_scheduler(scheduler, steps)
+    scheduler.set_timesteps(steps)
+    for (before, after), t in zip(pairwise(levels), scheduler.timesteps, strict=True):
+        x, clean = torch.randn(3, 4), torch.randn(3, 4)
+        noise = (x - before.alpha * clean) / before.sigma
+        made = scheduler.step(noise, t, x, generator=torch.Generator().manual_seed(3))
+        fresh = torch.randn(3, 4, generator=torch.Generator().manual_seed(3))
+        ours = LCM(timestep_scaling=0.01)(lambda *_, clean=clean: clean, at(before, x), after)
+        assert torch.allclose(ours.clean, made.denoised, atol=2e-5)
+        assert torch.allclose(ours.mean + ours.std * fresh, made.prev_sample, atol=2e-5)
+
+
+def test_lcm_with_the_exact_consistency_function_draws_exactly_in_any_number_of_steps() -> None:
+    """Gaussian data N(0.7, 0.3^2): the flow's map to the end is known. Fails when std is not sigma'."""
+    mean, spread = 0.7, 0.3
+
+    def to_the_end(x, level, cond):
+        width = math.hypot(level.alpha * spread, level.sigma)
+        return mean + spread / width * (x - level.alpha * mean)
+
+    for levels in (flow(1), flow(4), vp(6)):
+        x = torch.randn(40_000, 1) * math.hypot(levels[0].alpha * spread, levels[0].sigma)
+        x = x + levels[0].alpha * mean
+        for before, after in pairwise(levels):
+            step = LCM()(to_the_end, at(before, x), after)
+            x = step.mean + step.std * torch.randn_like(x)
+        assert x.mean().item() == pytest.approx(mean, abs=0.01)
+        assert x.std().item() == pytest.approx(spread, rel=0.02)

@@ -4,10 +4,11 @@ import dataclasses
 
 import pytest
 import torch
-from laws.bed import Pick, at, pair, words
+from laws.bed import STOCHASTIC, Pick, at, pair, words
 
 from promptloop.controls.guidance import CFG
 from promptloop.controls.record import Record
+from promptloop.controls.streams import Streams
 from promptloop.denoisers.cond import Cond
 from promptloop.sample import State, Transition, advance, join, renoise, sample, trajectory, value
 from promptloop.schedules import flow, vp
@@ -200,3 +201,21 @@ def test_cond_pads_texts_of_different_length() -> None:
         both[0]
     with pytest.raises(ValueError, match="same number of rows"):
         Cond({"text": torch.ones(1, 2), "mask": torch.ones(2, 2)})
+
+
+@pytest.mark.parametrize("solver", STOCHASTIC, ids=repr)
+def test_samples_of_one_noise_seed_differ_by_their_prompts_alone(solver) -> None:
+    """Also when the batch is split. Fails when a step draws from the sample's seed, or from one for all."""
+    prompts, seeds = ["up", "up", "down", "up"], [1, 2, 3, 4]
+    shared = Streams({1: 7, 2: 7, 3: 7, 4: 8})
+    noise = words().noise([7, 7, 7, 8])
+    run = {"levels": flow(5), "solver": solver, "seeds": seeds, "noise": noise}
+    end = sample(words(), prompts, controls=[shared], **run).state
+    assert torch.equal(end.x[0], end.x[1])
+    assert not torch.allclose(end.x[0], end.x[2]) and not torch.allclose(end.x[0], end.x[3])
+    split = sample(words(), prompts, controls=[shared], max_batch=1, **run).state
+    assert torch.allclose(split.x, end.x, atol=1e-6)
+    own = sample(words(), prompts, controls=[Streams({s: s for s in seeds})], **run).state
+    assert torch.equal(own.x, sample(words(), prompts, **run).state.x)
+    with pytest.raises(ValueError, match="sample of seed 2"):
+        sample(words(), prompts, controls=[Streams({1: 7})], **run)

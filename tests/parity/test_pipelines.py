@@ -18,6 +18,7 @@ from diffusers import (
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
     FlowMatchHeunDiscreteScheduler,
+    LCMScheduler,
     PNDMScheduler,
     StableDiffusion3Pipeline,
     StableDiffusionPipeline,
@@ -27,8 +28,8 @@ from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 
 from promptloop.controls.guidance import CFG
 from promptloop.denoisers import load
-from promptloop.sample import sample
-from promptloop.solvers import DDIM, Euler, Scheduler, Solver
+from promptloop.sample import State, default_solver, sample
+from promptloop.solvers import DDIM, LCM, Euler, Scheduler, Solver
 
 Folders = Callable[[str], Path]
 
@@ -138,6 +139,33 @@ def test_wrapped_scheduler_with_dynamic_shift(folders: Folders) -> None:
 def test_default_solver_is_the_pipelines(folders: Folders, name: str) -> None:
     """Without a solver given. Fails if default_solver takes DDIM(eta=1) for a DDIM scheduler."""
     assert_same(ours(load(folders(name)), "cfg"), theirs(reference(folders(name)), "cfg"))
+
+
+def test_a_consistency_model_is_sampled_as_its_pipeline_does(folders: Folders) -> None:
+    """One step to the pixel; in three steps each draw is the pipeline's own, given its noise.
+
+    Fails if an LCM scheduler is wrapped as a deterministic one, or its boundary or its levels are others.
+    """
+    pipe, denoiser = reference(folders("sd1")), load(folders("sd1"))
+    scheduler = LCMScheduler.from_config(
+        pipe.scheduler.config, original_inference_steps=10, clip_sample=False
+    )
+    pipe.scheduler = denoiser.pipe.scheduler = scheduler  # type: ignore[attr-defined]
+    assert default_solver(denoiser) == LCM()
+    one = sample(denoiser, PROMPTS, steps=1, seeds=SEEDS).images
+    assert one is not None
+    assert_same(one, theirs(pipe, "plain", num_inference_steps=1))
+    states: list[State] = []
+    sample(denoiser, PROMPTS, steps=3, seeds=SEEDS, on_step=states.append)
+    timed = LCMScheduler.from_config(scheduler.config)
+    timed.set_timesteps(3)
+    for before, after, t in zip(states, states[1:], timed.timesteps, strict=False):
+        text = denoiser.embed(PROMPTS).fields["text"]
+        said = denoiser.network(before.x, t, text, return_dict=False)[0]
+        expected = timed.step(said, t, before.x, generator=torch.Generator().manual_seed(0))
+        assert after.transition is not None
+        assert torch.allclose(after.transition.clean, expected.denoised, atol=1e-3, rtol=1e-4)
+    assert states[-1].transition is not None and states[-1].transition.std == 0
 
 
 def test_short_t5_equals_pipeline_told_so(tmp_path: Path) -> None:

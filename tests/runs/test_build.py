@@ -35,7 +35,7 @@ def test_the_whole_build(tmp_path):
         )
         assert done.returncode == 0, done.stderr[-2000:]
         assert "mini-vlm:" in done.stdout and "pack:" in done.stdout
-    for name in ("mini-unet", "mini-flow"):
+    for name in ("mini-unet", "mini-flow", "mini-turbo"):
         denoiser = load(tmp_path / "weights" / name)
         result = sample(denoiser, ["a red circle"], seeds=[0], steps=2, controls=[CFG(3.0)])
         assert (

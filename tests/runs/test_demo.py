@@ -10,7 +10,7 @@ import tiny_vlm
 
 from promptloop import cli
 from promptloop.recipes import parts
-from promptloop.recipes.job import EMBEDDED_WINDOW
+from promptloop.recipes.usual import EMBEDDED_WINDOW
 from promptloop.world.queries import held_out
 
 

@@ -19,7 +19,7 @@ PYTHON = sorted(
     p for d in ("src", "tests", "benchmarks") if (ROOT / d).is_dir() for p in (ROOT / d).rglob("*.py")
 )
 
-LOWEST = {"world", "rewards", "policies", "denoisers", "schedules", "names"}
+LOWEST = {"world", "rewards", "policies", "denoisers", "schedules", "names", "swap"}
 LOOP = LOWEST | {"transition", "history", "solvers", "state", "sample", "parameters"}
 MIDDLE = LOOP | {"controls"}
 TRAIN = MIDDLE | {"rollout", "objectives", "timing"}
@@ -30,15 +30,16 @@ ARROWS = {  # room -> the rooms it may import
     "solvers": {"schedules", "transition", "history"},
     "state": {"schedules", "denoisers", "transition", "solvers"},
     "sample": {"schedules", "denoisers", "transition", "solvers", "state"},
-    "parameters": {"denoisers", "policies"},
+    "parameters": {"denoisers", "policies", "names", "swap"},
     "timing": {"policies"},
     "checkpoint": set(),
     "watch": TRAIN,
-    "processes": {"objectives"},
+    "processes": {"objectives", "sharding"},
+    "sharding": set(),
     "controls": MIDDLE,
     "rollout": TRAIN,
     "objectives": TRAIN,
-    "train": TRAIN | {"checkpoint", "processes"},
+    "train": TRAIN | {"checkpoint", "processes", "sharding", "swap"},
     "bench": MIDDLE | {"bench"},
     "recipes": TRAIN | {"train", "processes", "watch", "checkpoint", "bench", "recipes", "__init__"},
     "cli": {"recipes", "names", "__init__"},

@@ -43,8 +43,8 @@ def test_it_warns_once_when_the_proxy_rises_and_gold_falls() -> None:
 
         watch = HackingWatch(2, gold, told.append, WatchSettings(window=3))
         images = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-        made = Rollout(("a", "a"), (0, 1), ((), ()), images, torch.zeros(2))
-        made = Rollout(made.queries, made.seeds, ((drafted(),), (drafted(),)), images, made.rewards)
+        made = Rollout(("a", "a"), (0, 1), ((), ()), images, torch.zeros(2), ())
+        made = Rollout(made.queries, made.seeds, ((drafted(),), (drafted(),)), images, made.rewards, ())
         for update in range(12):
             found = watch(update, Batch((), shown=made), {"reward": 0.5 + 0.05 * update})
             level["gold"] += gold_change
@@ -61,7 +61,7 @@ def drafted():
 def test_a_resumed_watch_warns_as_the_uninterrupted_one() -> None:
     """Fails when what was seen before the resume is forgotten, or told a second time."""
     images = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    made = Rollout(("a", "a"), (0, 1), ((drafted(),), (drafted(),)), images, torch.zeros(2))
+    made = Rollout(("a", "a"), (0, 1), ((drafted(),), (drafted(),)), images, torch.zeros(2), ())
     level = {"gold": 0.5}
 
     def gold(images, queries):

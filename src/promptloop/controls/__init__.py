@@ -3,5 +3,6 @@
 from promptloop.controls.guidance import CFG
 from promptloop.controls.prompt import PromptLoop, Rewrite, Scheduled
 from promptloop.controls.record import Record
+from promptloop.controls.streams import Streams
 
-__all__ = ["CFG", "PromptLoop", "Record", "Rewrite", "Scheduled"]
+__all__ = ["CFG", "PromptLoop", "Record", "Rewrite", "Scheduled", "Streams"]

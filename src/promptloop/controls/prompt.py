@@ -14,6 +14,7 @@ from typing import Literal, final
 import torch
 from torch import Tensor
 
+from promptloop.controls.streams import DRAFTS, PLAN
 from promptloop.policies.contract import Draft, Policy, Request
 from promptloop.sample import Control, State
 
@@ -81,7 +82,9 @@ class PromptLoop(Control):
             chosen[even_steps(self.refinements, steps, self.window)] = True
         elif self.refinements:
             inside = [k for k in _inside(self.refinements, steps, self.window) if k > 0]
-            order = torch.randperm(len(inside), generator=state.generator(i, "plan"))
+            own = state.memory.get(PLAN)
+            drawn = state if own is None else replace(state, seeds=own)
+            order = torch.randperm(len(inside), generator=drawn.generator(i, "plan"))
             chosen[[0, *(inside[k] for k in order[: self.refinements - 1].tolist())]] = True
         return chosen
 
@@ -92,7 +95,7 @@ class PromptLoop(Control):
         prompts = state.prompts
         for k in range(self.refinements):
             steps = [places[k] for places in where]
-            drafts = ask(self.policy, state.say(prompts), list(range(len(state))), steps)
+            drafts = ask(self.policy, state.say(prompts), list(range(len(state))), steps, number=k)
             prompts = tuple(draft.text for draft in drafts)
             ahead = [(*written, draft) for written, draft in zip(ahead, drafts, strict=True)]
         return tuple(ahead)
@@ -109,8 +112,8 @@ class Rewrite(Control):
     policy: Policy
 
     def start(self, state: State) -> State:
-        rows = list(range(len(state)))
-        return _apply(_with_drafts(state), rows, ask(self.policy, state, rows))
+        rows, state = list(range(len(state))), _with_drafts(state)
+        return _apply(state, rows, ask(self.policy, state, rows))
 
 
 @final
@@ -196,11 +199,19 @@ def even_steps(refinements: int, steps: int, window: tuple[float, float] = (0.0,
 # --- asking the policy
 
 
-def ask(policy: Policy, state: State, rows: Sequence[int], steps: Sequence[int] | None = None) -> list[Draft]:
+def ask(
+    policy: Policy,
+    state: State,
+    rows: Sequence[int],
+    steps: Sequence[int] | None = None,
+    *,
+    number: int | None = None,
+) -> list[Draft]:
     """Drafts for the samples `rows`, from the estimate of the last executed step (if there is one).
 
-    Each draft has its own seed, a function of the sample's seed and the step. `steps` says at which steps the
-    drafts will be used, when that is not now. A draft longer than the text encoder reads is refused.
+    Each draft has its own seed, a function of the sample's seed and the step, or of the seed that `Streams`
+    has for it. `steps` says at which steps the drafts will be used, and `number` the how manieth they are,
+    when that is not now and the next. A draft longer than the text encoder reads is refused.
     """
     denoiser = state.run.denoiser
     estimates: Sequence[Tensor | None] = [None] * len(rows)
@@ -216,15 +227,23 @@ def ask(policy: Policy, state: State, rows: Sequence[int], steps: Sequence[int] 
         Request(state.queries[i], state.prompts[i], estimate, step / total)
         for i, estimate, step in zip(rows, estimates, when, strict=True)
     ]
-    seeds = [
-        replace(state, step=step).generator(i, "draft").initial_seed()
-        for i, step in zip(rows, drawn, strict=True)
-    ]
+    seeds = [draft_seed(state, i, step, number) for i, step in zip(rows, drawn, strict=True)]
     drafts = policy.write(requests, seeds)
     if len(drafts) != len(requests):
         raise ValueError(f"the policy answered {len(requests)} requests with {len(drafts)} drafts; one each")
     too_long = [draft.kept is None and denoiser.count_tokens(draft.text) > limit for draft in drafts]
     return [draft.refuse("overlong") if long else draft for draft, long in zip(drafts, too_long, strict=True)]
+
+
+def draft_seed(state: State, i: int, step: int, number: int | None) -> int:
+    """The seed of the next draft of sample i (or of its `number`), used at `step`."""
+    streams = state.memory.get(DRAFTS)
+    if streams is not None:
+        count = len(state.memory["drafts"][i]) if number is None else number
+        if count >= streams.shape[1]:
+            raise ValueError(f"Streams has seeds for {streams.shape[1]} drafts; there are more refinements")
+        state = replace(state, seeds=streams[:, count])
+    return replace(state, step=step).generator(i, "draft").initial_seed()
 
 
 def kept(state: State) -> Counter[str]:

@@ -26,7 +26,8 @@ def load(
     device: str | torch.device = "cpu",
     lora: str | Path | None = None,
 ) -> Denoiser:
-    """The denoiser in a diffusers folder, or on the Hugging Face hub where `path` is an "owner/name" id.
+    """The denoiser in a diffusers folder, on the Hugging Face hub where `path` is an "owner/name" id, or an
+    embedded one by its name ("mini-unet").
 
     A folder never needs the network; a hub id is downloaded (once). Only safetensors weights are read. All
     weights are frozen: training turns on what it trains. A pipeline's safety checker is not loaded.

@@ -12,15 +12,17 @@ from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from promptloop.names import HUB_ID
-
-PEFT_CONFIG = "adapter_config.json"
-PEFT_PREFIX = "base_model.model."
+from promptloop.names import HUB_ID, LORA_CONFIG, LORA_PREFIX
+from promptloop.world import BACKBONES, weights
 
 
 def source(path: str | Path) -> str:
-    """`path` where it is a diffusers folder or can be a hub id; ValueError otherwise."""
+    """`path` where it is a diffusers folder or can be a hub id, an embedded backbone's folder for its name;
+    ValueError otherwise.
+    """
     local = Path(path).expanduser()
+    if str(path) in BACKBONES and not local.exists():
+        return str(weights(str(path)))
     if local.is_file():
         raise ValueError(f"{path} is a file; give the diffusers folder with model_index.json, or a hub id")
     if local.is_dir():
@@ -28,7 +30,8 @@ def source(path: str | Path) -> str:
             raise ValueError(f"{path} has no model_index.json, so it is not a diffusers pipeline folder")
         return str(local)
     if not HUB_ID.fullmatch(str(path)):
-        raise ValueError(f'{path} does not exist; give a diffusers folder or a hub id such as "owner/name"')
+        raise ValueError(f'{path} does not exist; give a diffusers folder, {", ".join(BACKBONES)} '
+                         'or a hub id such as "owner/name"')  # fmt: skip
     return str(path)
 
 
@@ -55,12 +58,12 @@ def pipeline(source: str, index: dict[str, Any], dtype: torch.dtype) -> Any:
 def add_lora(pipe: Any, path: str | Path) -> None:
     """Load a LoRA (diffusers or peft layout) into the pipeline. ValueError: it is absent or does not fit."""
     file = _lora_file(path)
-    settings = file.with_name(PEFT_CONFIG)
+    settings = file.with_name(LORA_CONFIG)
     before = _lora_sizes(pipe)
     try:
         if settings.is_file():
             _denoising_network(pipe).load_lora_adapter(
-                {key.removeprefix(PEFT_PREFIX): value for key, value in load_file(file).items()},
+                {key.removeprefix(LORA_PREFIX): value for key, value in load_file(file).items()},
                 prefix=None, metadata=json.loads(settings.read_text()))  # fmt: skip
         else:
             pipe.load_lora_weights(str(file.parent), weight_name=file.name, use_safetensors=True)
@@ -76,7 +79,7 @@ def _lora_file(path: str | Path) -> Path:
         if not HUB_ID.fullmatch(str(path)):
             raise ValueError(f"lora {path} does not exist; give a folder, a .safetensors file or a hub id")
         try:
-            wanted = ["*.safetensors", PEFT_CONFIG]
+            wanted = ["*.safetensors", LORA_CONFIG]
             local = Path(snapshot_download(str(path), allow_patterns=wanted, ignore_patterns="*/*"))
         except (OSError, ValueError) as error:
             raise ValueError(f"lora {path} is neither here nor on the hub: {_sentence(error)}") from error

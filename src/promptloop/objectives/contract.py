@@ -53,6 +53,10 @@ class Objective(ABC):
     def collect(self, update: int, share: Share) -> Batch:
         """The batch of this update, this process's share of it."""
 
+    def touched(self) -> Tensor:
+        """A differentiable number that every trained weight moves; asked for where the network is sharded."""
+        raise ValueError(f"{type(self).__name__} does not train a sharded network")
+
     @abstractmethod
     def loss(self, part: Any) -> tuple[Tensor, dict[str, Tensor]]:
         """The part's loss, and metrics that are summed over the parts."""

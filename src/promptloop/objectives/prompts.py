@@ -7,7 +7,8 @@ why.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal, final
 
@@ -93,7 +94,8 @@ class PromptGRPO(Objective):
         requests = [
             Request(q, q, shown, when) for q in asked[:2] for shown, when in ((None, 0.0), (image, 0.5))
         ]
-        drafts = self.policy.write(requests, list(range(len(requests))))
+        with answering(self.policy.network):
+            drafts = self.policy.write(requests, list(range(len(requests))))
         with torch.no_grad():
             again, mask = self.policy.log_prob(drafts)
         told = padded([draft.log_probs for draft in drafts], mask).to(again)
@@ -106,19 +108,18 @@ class PromptGRPO(Objective):
         small = Geometry(
             queries=1, group=2, refinements=1, denoising_steps=2, guidance=self.geometry.guidance
         )
-        rollout(self.denoiser, self.policy, self.reward, asked[:1], small, seed=self.seed)
+        with answering(self.policy.network):
+            rollout(self.denoiser, self.policy, self.reward, asked[:1], small, seed=self.seed)
 
     # --- the two verbs
 
     def collect(self, update: int, share: Share) -> Batch:
         first, asked = share.of_rows(self.queries(update))
-        training = self.policy.network.training
-        self.policy.network.eval()
         alone = replace(self.geometry, refinements=1)
         geometry = alone if update < self.first_alone else self.geometry
-        made = rollout(self.denoiser, self.policy, self.reward, asked, geometry,
-                       seed=self.seed + update, first=first)  # fmt: skip
-        self.policy.network.train(training)
+        with answering(self.policy.network):
+            made = rollout(self.denoiser, self.policy, self.reward, asked, geometry,
+                           seed=self.seed + update, first=first)  # fmt: skip
         advantages, telling = group_advantages(
             made.rewards - self.refusal_cost * refusals(made),
             self.geometry.group,
@@ -126,7 +127,10 @@ class PromptGRPO(Objective):
             scale=self.scale,
         )
         pairs = [
-            (draft, advantages[e]) for e, written in enumerate(made.drafts) if telling[e] for draft in written
+            (written[k], advantages[e])
+            for e, written in enumerate(made.drafts)
+            if telling[e]
+            for k in made.credited[e]
         ]
         pairs.sort(key=lambda pair: len(pair[0].tokens))  # little padding
         count = torch.tensor(
@@ -160,9 +164,25 @@ class PromptGRPO(Objective):
             drafts=part.rows,
         )
 
+    def touched(self) -> Tensor:
+        """The log-probability of saying nothing to a grey picture."""
+        grey = Request("", "", torch.full((3, 64, 64), 0.5), 0.5)
+        return self.policy.log_prob([self.policy.silence(grey)])[0].sum()
+
     @torch.no_grad()
     def _old(self, drafts: Sequence[Draft]) -> Tensor | None:
         return self.policy.log_prob(drafts)[0] if self.recompute else None
+
+
+@contextmanager
+def answering(network: Any) -> Iterator[None]:
+    """Inside, the network is in eval mode."""
+    training = network.training
+    network.eval()
+    try:
+        yield
+    finally:
+        network.train(training)
 
 
 def padded(rows: Sequence[Tensor], mask: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ How the message is worded and how an answer is read is in `message.py`; how toke
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, final
@@ -17,10 +17,12 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForImageTextToText
 
+from promptloop.names import HUB_ID
 from promptloop.policies.contract import Draft, Policy, Request
 from promptloop.policies.decoding import Inputs, decode, positions, prefill, shared
 from promptloop.policies.message import messages, percent, read
 from promptloop.policies.processor import load_processor
+from promptloop.world import weights
 
 
 @final
@@ -60,7 +62,14 @@ class Mllm(Policy):
         max_new_tokens: int = 48,
         image_size: int | None = None,
     ) -> Mllm:
-        """From a folder or a hub id; `lora` is a PEFT folder, whose weights (alone) stay trainable."""
+        """From a folder, a hub id or "mini-vlm"; `lora` is a PEFT folder, whose weights alone stay trainable.
+
+        ValueError where there is no such folder and the name can be no hub id.
+        """
+        if str(path_or_id) == "mini-vlm" and not Path(path_or_id).exists():
+            path_or_id = weights("mini-vlm")
+        if not Path(path_or_id).is_dir() and not HUB_ID.fullmatch(str(path_or_id)):
+            raise ValueError(f"{path_or_id} does not exist; give a folder, mini-vlm or a hub id (owner/name)")
         network: Any = AutoModelForImageTextToText.from_pretrained(str(path_or_id), dtype=dtype)
         if lora is not None:
             from peft import PeftModel
@@ -69,17 +78,27 @@ class Mllm(Policy):
         processor = load_processor(str(path_or_id))
         return Mllm(network.to(device).eval(), processor, temperature, max_new_tokens, image_size)
 
+    def save(self, folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
+        """Its weights (or these in their place) as safetensors: a LoRA alone, or all with the processor."""
+        self.network.save_pretrained(folder, state_dict=None if weights is None else dict(weights))
+        if not hasattr(self.network, "peft_config"):
+            self.processor.save_pretrained(folder)
+
     @torch.no_grad()
     def write(self, requests: Sequence[Request], seeds: Sequence[int]) -> list[Draft]:
         """One draft per request; draft i depends on request i and seeds[i], whatever else is asked."""
         if len(seeds) != len(requests):
             raise ValueError(f"{len(requests)} requests but {len(seeds)} seeds; give one seed per request")
+        rows = range(len(requests))
+        keys = [(_key(requests[i]), int(seeds[i])) if self.reuse else (i,) for i in rows]
+        first = dict(zip(reversed(keys), reversed(rows), strict=True))  # equal ones are drawn once
+        drawn = sorted(first.values())
         drafts: dict[int, Draft] = {}
-        for rows in _by_picture(requests):
-            asked = [requests[i] for i in rows]
-            for i, draft in zip(rows, self._write(asked, [seeds[i] for i in rows]), strict=True):
-                drafts[i] = draft
-        return [drafts[i] for i in range(len(requests))]
+        for places in _by_picture([requests[i] for i in drawn]):
+            chosen = [drawn[k] for k in places]
+            made = self._write([requests[i] for i in chosen], [seeds[i] for i in chosen])
+            drafts |= dict(zip(chosen, made, strict=True))
+        return [drafts[first[key]] for key in keys]
 
     def _write(self, requests: Sequence[Request], seeds: Sequence[int]) -> list[Draft]:
         keys = [_key(request) if self.reuse else (i,) for i, request in enumerate(requests)]
@@ -97,6 +116,10 @@ class Mllm(Policy):
             limit=self.max_new_tokens,
         )
         return [self._draft(*row) for row in zip(requests, tokens, log_probs, strict=True)]
+
+    def silence(self, request: Request) -> Draft:
+        """The draft that ends before it has begun."""
+        return Draft(request, request.prompt, torch.tensor([self._pad], device=self._device), torch.zeros(1))
 
     def log_prob(self, drafts: Sequence[Draft]) -> tuple[Tensor, Tensor]:
         """See `Policy.log_prob`. Differentiable; put the network in the mode (train, eval) you want."""

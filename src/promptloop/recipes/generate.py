@@ -18,10 +18,11 @@ from promptloop.policies.contract import Draft, Policy
 from promptloop.recipes import parts, trace
 from promptloop.recipes.film import Clock, Film
 from promptloop.recipes.folder import check, save
-from promptloop.recipes.job import EMBEDDED_WINDOW, PAPER_WINDOW, Job
+from promptloop.recipes.job import Job
 from promptloop.recipes.parts import Part
 from promptloop.recipes.score import score, unscored
 from promptloop.recipes.shot import Frame, Note, Picture, Shot, pixels
+from promptloop.recipes.usual import usual
 from promptloop.sample import Control, Level, State, default_solver, sample
 from promptloop.timing import Stopwatch, TimedPolicy
 
@@ -58,8 +59,8 @@ def generate(
     refinements: int = 5,
     window: tuple[float, float] | None = None,
     open_loop: bool = False,
-    steps: int = 20,
-    guidance: float = 5.0,
+    steps: int | None = None,
+    guidance: float | None = None,
     negative: str = "",
     temperature: float = 1.0,
     seed: int = 0,
@@ -75,14 +76,15 @@ def generate(
     """`n` images of each query, with the prompt refined while they form.
 
     `Job` says what the settings mean. `backbone` and `policy` may also be objects, whose trace cannot be
-    replayed. `window` None is the embedded world's for its backbones, else the whole trajectory. `out` is a
-    new or empty folder to write to (`overwrite` to reuse one). ValueError on bad values, before anything is
-    loaded where possible.
+    replayed. `window`, `steps` and `guidance` None are the backbone's usual ones (`usual`). `out` is a new or
+    empty folder to write to (`overwrite` to reuse one). ValueError on bad values, before anything is loaded
+    where possible.
     """
     queries = (query,) if isinstance(query, str) else tuple(query)
-    if window is None:
-        family = parts.family_of(backbone) if isinstance(backbone, str) else ""  # a tuned one is its base's
-        window = EMBEDDED_WINDOW if family in parts.NAMES["backbone"] else PAPER_WINDOW
+    its = usual(backbone)
+    window = its.window if window is None else window
+    steps = its.steps if steps is None else steps
+    guidance = its.guidance if guidance is None else guidance
     job = Job(queries, named(backbone), named(policy), refinements, window, open_loop, steps, guidance,
               negative, temperature, seed, n, compare, device, dtype, max_batch)  # fmt: skip
     folder = None if out is None else check(Path(out), overwrite)

@@ -9,8 +9,6 @@ from typing import Any, final
 
 from promptloop.controls.prompt import even_steps
 
-PAPER_WINDOW = (0.0, 1.0)  # refinements over the whole trajectory
-EMBEDDED_WINDOW = (0.15, 0.55)  # where the estimate is readable and the prompt still matters (docs/world.md)
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -28,7 +26,7 @@ class Job:
     backbone: str = "mini-unet"
     policy: str = "mini-policy"
     refinements: int = 5
-    window: tuple[float, float] = PAPER_WINDOW
+    window: tuple[float, float] = (0.0, 1.0)
     open_loop: bool = False
     steps: int = 20
     guidance: float = 5.0

@@ -4,7 +4,6 @@ way.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,19 +15,20 @@ from promptloop.names import HUB_ID
 from promptloop.objectives.contract import Batch
 from promptloop.objectives.policy_gradient import Surrogate
 from promptloop.objectives.prompts import PromptGRPO
-from promptloop.parameters import LoRA, with_lora
+from promptloop.parameters import LoRA, fully, saving_memory, with_lora
 from promptloop.processes import Processes
 from promptloop.recipes import parts, runs
-from promptloop.recipes.job import EMBEDDED_WINDOW
 from promptloop.recipes.sheet import write_sheet
 from promptloop.recipes.tracking import check as check_tracker
 from promptloop.recipes.tracking import push, tracker
+from promptloop.recipes.usual import usual
 from promptloop.rollout import Geometry, alone
 from promptloop.train import After, Line, Training, train
 from promptloop.watch import HackingWatch
-from promptloop.world.queries import TASKS, random_query
+from promptloop.world.queries import training_texts
 
 Progress = Callable[[str, int, int], None]
+TOLERANCE = {"float32": 1e-3, "bfloat16": 0.25}  # of the ratio at the start: what rounding alone makes of it
 
 
 @final
@@ -39,8 +39,11 @@ class Mini:
 
     `reward` and `gold` (the hacking watch's, never trained on) are "oracle", "oracle-strict", "none" (gold)
     or your own "package.module:name". `Geometry`, `Surrogate`, `LoRA` and `Training` say what the others
-    mean. Every `base_every` updates (0: never) the queries alone are sampled too, which tells how much of the
-    room up to a reward of 1 is taken. `push_to_hub` is an "owner/name".
+    mean. `window`, `denoising_steps` and `guidance` None become the backbone's usual ones. Every `base_every`
+    updates (0: never) the queries alone are sampled too, which tells how much of the room up to a reward of 1
+    is taken. `train_weights` "all" trains every weight of the policy, its eyes too, instead of a LoRA; with
+    `policy_dtype` bfloat16 the LoRA stays float32. `shard` divides the policy among processes (FSDP2).
+    `push_to_hub` is an "owner/name".
     """
 
     steps: int = 100
@@ -52,21 +55,26 @@ class Mini:
     queries: int = 12
     group: int = 8
     refinements: int = 5
-    window: tuple[float, float] = EMBEDDED_WINDOW
+    window: tuple[float, float] | None = None
     plan: Literal["even", "random"] = "random"
     loop: Literal["closed", "open"] = "closed"
-    denoising_steps: int = 12
+    denoising_steps: int | None = None
     denoiser_dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    guidance: float = 5.0
+    guidance: float | None = None
     noise: Literal["shared", "fresh"] = "shared"
     image_dropout: float = 0.1
+    credit: Literal["episode", "branch"] = "episode"
     temperature: float = 1.0
     max_new_tokens: int = 32
     refusal_cost: float = 0.2
     first_alone: int = 0
     lr: float = 2e-3
     epochs: int = 1
+    train_weights: Literal["lora", "all"] = "lora"
     rank: int = 16
+    policy_dtype: Literal["float32", "bfloat16"] = "float32"
+    gradient_checkpointing: bool = False
+    shard: bool = False
     clip: float = 0.2
     kl_weight: float = 0.0
     kl_to: Literal["old", "reference"] = "reference"
@@ -84,9 +92,10 @@ class Mini:
     push_to_hub: str = "none"
 
     def geometry(self) -> Geometry:
+        assert self.window is not None and self.denoising_steps is not None and self.guidance is not None
         return Geometry(self.queries, self.group, self.refinements, self.window, self.plan, self.loop,
                         self.denoising_steps, self.guidance, self.noise, self.image_dropout,
-                        self.max_batch)  # fmt: skip
+                        self.credit, self.max_batch)  # fmt: skip
 
     def surrogate(self) -> Surrogate:
         return Surrogate(self.clip, None, self.kl_weight, self.per, self.max_new_tokens)
@@ -95,11 +104,20 @@ class Mini:
         return Training(self.steps, self.epochs, self.lr, save_every=self.save_every, average=self.average)
 
     def __post_init__(self) -> None:
+        its = usual(self.backbone)
+        for name, value in {"window": its.window, "denoising_steps": its.training_steps,
+                            "guidance": its.guidance}.items():  # fmt: skip
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
         self.geometry(), self.surrogate(), self.training(), LoRA(self.rank, 2 * self.rank)
         if not 0 <= self.first_alone <= self.steps:
             raise ValueError(
                 f"first_alone is {self.first_alone}; it must lie between 0 and steps ({self.steps})"
             )
+        if self.train_weights == "all" and self.policy_dtype != "float32":
+            raise ValueError("train_weights all needs policy_dtype float32: small steps are lost in bfloat16")
+        if self.train_weights == "all" and self.kl_weight and self.kl_to == "reference":
+            raise ValueError("with train_weights all there is no reference beside it; give --kl-to old")
         if self.reward == "none":
             raise ValueError("there is no reward to train on; give --reward oracle or your own module:name")
 
@@ -118,16 +136,20 @@ def mini(
     names(settings)
     device = parts.device_named(settings.device)
     processes = Processes.launched(device)
+    if settings.shard and processes.share.of == 1:
+        raise ValueError("shard divides the policy among processes, and there is one: start it with torchrun "
+                         "--nproc-per-node N -m promptloop train ...")  # fmt: skip
     if processes.main:
         runs.begin(run, "mini", settings, resume=resume)
     processes.wait()
     objective = objective_of(settings, device, processes)
+    geometry = settings.geometry()
     gold = None if settings.gold == "none" else parts.reward(settings.gold)
     watch = HackingWatch(settings.group, gold, say, past=lambda: runs.lines(run), means=processes.means)
 
     def sheet(update: int, batch: Batch, line: Line) -> Line:
         if processes.main and (update % settings.sheet_every == 0 or update == 1):
-            write_sheet(run, update, batch.shown, settings.denoising_steps, settings.group)
+            write_sheet(run, update, batch.shown, geometry.denoising_steps, settings.group)
         return {}
 
     log, end = tracker(settings.track if processes.main else "none", run, settings)
@@ -138,20 +160,22 @@ def mini(
             progress(f"reward {line['reward']:.3f}", update, settings.steps)
         return {}
 
-    network = objective.policy.network
+    policy = objective.policy
+    processes = processes.dividing(policy.network) if settings.shard else processes
     done = train(
         objective,
-        network,
+        policy.network,
         settings.training(),
         run,
         processes=processes,
-        save=network.save_pretrained,
+        save=policy.save,
         after=[watch, base_of(settings, objective, processes), sheet, tell],
         last_good=last_good,
         stop_at=stop_at,
     )
+    weights = processes.weights()
     if processes.main:
-        network.save_pretrained(run / runs.POLICY)
+        policy.save(run / runs.POLICY, weights)
         runs.card(run, "mini", settings, device, runs.POLICY)
         end()
         if settings.push_to_hub != "none":
@@ -183,7 +207,9 @@ def names(settings: Mini) -> None:
     parts.locate(settings.backbone, "backbone")
     if settings.policy == "none":
         raise ValueError("policy 'none' has nothing to train; give mini-vlm, a chat model or a run's folder")
-    parts.locate(settings.policy, "policy")
+    where = Path(parts.locate(settings.policy, "policy")[0])
+    if parts.lora_base(where) is not None:
+        its_own_lora(settings)
     check_tracker(settings.track)
     if settings.push_to_hub != "none" and not HUB_ID.fullmatch(settings.push_to_hub):
         raise ValueError(f"push_to_hub is {settings.push_to_hub!r}; give owner/name, or none")
@@ -192,24 +218,37 @@ def names(settings: Mini) -> None:
         parts.reward(settings.gold)
 
 
+def its_own_lora(settings: Mini) -> None:
+    """Refuses what cannot be done with a policy that is a LoRA already."""
+    if settings.train_weights == "all":
+        raise ValueError(f"policy {settings.policy!r} is a LoRA; only that can be trained, not all weights")
+    if settings.kl_weight and settings.kl_to == "reference":
+        raise ValueError(
+            f"policy {settings.policy!r} has a LoRA already: without it, it is not the policy this training "
+            "begins with, so there is no reference to hold to; give --kl-to old, or --policy mini-vlm"
+        )
+
+
 def objective_of(settings: Mini, device: torch.device, processes: Processes) -> PromptGRPO:
     """Backbone, policy with a LoRA, and reward, loaded and put together."""
     backbone = parts.backbone(settings.backbone, device, getattr(torch, settings.denoiser_dtype)).value
     policy = parts.chat_policy(
         parts.locate(settings.policy, "policy")[0],
         device=device,
+        dtype=getattr(torch, settings.policy_dtype),
         temperature=settings.temperature,
         max_new_tokens=settings.max_new_tokens,
     )
     lora = LoRA(settings.rank, 2 * settings.rank)
-    if settings.kl_weight and settings.kl_to == "reference" and hasattr(policy.network, "peft_config"):
-        raise ValueError(
-            f"policy {settings.policy!r} has a LoRA already: without it, it is not the policy this training "
-            "begins with, so there is no reference to hold to; give --kl-to old, or --policy mini-vlm"
-        )
+    if settings.train_weights == "all":
+        policy = fully(policy)
+    else:
+        policy = with_lora(policy, lora, seed=settings.seed, base=settings.policy)
+    if settings.gradient_checkpointing:
+        saving_memory(policy)
     return PromptGRPO(
         denoiser=backbone,
-        policy=with_lora(policy, lora, seed=settings.seed, base=settings.policy),
+        policy=policy,
         reward=parts.reward(settings.reward),
         queries=lambda update: asked(settings, update),
         geometry=settings.geometry(),
@@ -222,15 +261,12 @@ def objective_of(settings: Mini, device: torch.device, processes: Processes) -> 
         first_alone=settings.first_alone,
         micro_batch=settings.micro_batch,
         recompute=settings.epochs > 1,
+        tolerance=TOLERANCE[settings.policy_dtype],
         total=processes.total,
     )
 
 
 def asked(settings: Mini, update: int) -> list[str]:
-    """The queries of one update, from the training side of the split, in turn over the tasks."""
+    """The queries of one update."""
     first = update * settings.queries
-    rows = range(first, first + settings.queries)
-    return [
-        random_query(TASKS[i % len(TASKS)], random.Random(f"{settings.seed}/grpo/{i}"), held_out=False).text
-        for i in rows
-    ]
+    return training_texts(f"{settings.seed}/grpo", range(first, first + settings.queries))

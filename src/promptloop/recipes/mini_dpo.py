@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,11 +20,11 @@ from promptloop.parameters import LoRA, lora_on, save_lora
 from promptloop.policies.contract import Policy
 from promptloop.processes import Processes
 from promptloop.recipes import parts, runs
-from promptloop.recipes.job import EMBEDDED_WINDOW
+from promptloop.recipes.usual import EMBEDDED_WINDOW
 from promptloop.rewards.contract import scored
 from promptloop.sample import Control, sample
 from promptloop.train import After, Line, Training, train
-from promptloop.world.queries import TASKS, random_query
+from promptloop.world.queries import training_texts
 
 Progress = Callable[[str, int, int], None]
 PAIRS = "pairs.safetensors"
@@ -115,7 +114,7 @@ def mini_dpo(
         save_file(found, run / f"{PAIRS}.part")
         (run / f"{PAIRS}.part").replace(run / PAIRS)
     held = load_file(run / PAIRS)
-    prompts = asked(settings, "pairs", settings.queries)
+    prompts = training_texts(f"{settings.seed}/dpo/pairs", range(settings.queries))
     pairs = Pairs(tuple(prompts[k] for k in held["query"]), held["winner"], held["loser"])
     if alike := len(prompts) - len(pairs.prompts):
         say(f"{alike} of {len(prompts)} queries gave no pair, because their images score alike")
@@ -134,7 +133,7 @@ def mini_dpo(
         settings.training(),
         run,
         processes=Processes(),
-        save=lambda folder: save_lora(backbone, folder, base=settings.backbone),
+        save=lambda folder, weights: save_lora(backbone, folder, base=settings.backbone),
         after=[looked(settings, backbone, reward, gold), tell],
         last_good=last_good,
         stop_at=stop_at,
@@ -144,21 +143,11 @@ def mini_dpo(
     return {"updates": done, "role": "backbone", "settings": asdict(settings), "lines": runs.lines(run)}
 
 
-def asked(settings: MiniDPO, what: str, count: int) -> list[str]:
-    """Training-side queries, in turn over the tasks."""
-    return [
-        random_query(
-            TASKS[i % len(TASKS)], random.Random(f"{settings.seed}/dpo/{what}/{i}"), held_out=False
-        ).text
-        for i in range(count)
-    ]
-
-
 def judged(
     settings: MiniDPO, denoiser: Any, reward: Any, progress: Progress | None, at_once: int = 24
 ) -> dict[str, Tensor]:
     """Latents of the best and the worst image of each query whose images differ, and the query's number."""
-    queries = asked(settings, "pairs", settings.queries)
+    queries = training_texts(f"{settings.seed}/dpo/pairs", range(settings.queries))
     rows: dict[str, list[Tensor]] = {"query": [], "winner": [], "loser": []}
     policy = None
     if settings.policy != "none":
@@ -210,7 +199,7 @@ def drawn(
 
 def looked(settings: MiniDPO, denoiser: Any, reward: Any, gold: Any) -> After:
     """A hook: "reward" and "gold" of the same queries from the same noise, every now and then."""
-    queries = asked(settings, "look", settings.look_queries)
+    queries = training_texts(f"{settings.seed}/dpo/look", range(settings.look_queries))
 
     def look(update: int, batch: Batch, line: Line) -> Line:
         every = settings.look_every

@@ -16,17 +16,16 @@ from safetensors import SafetensorError
 
 from promptloop.denoisers import load as load_denoiser
 from promptloop.denoisers.denoiser import Denoiser
-from promptloop.names import HUB_ID, nearest
+from promptloop.names import HUB_ID, LORA_CONFIG, nearest
 from promptloop.policies.contract import Policy
 from promptloop.recipes import runs
-from promptloop.world import weights
+from promptloop.world import BACKBONES, weights
 
 if TYPE_CHECKING:
     from promptloop.policies.mllm import Mllm
 
-NAMES = {"backbone": ("mini-unet", "mini-flow"), "policy": ("mini-policy", "mini-vlm", "none")}
+NAMES = {"backbone": BACKBONES, "policy": ("mini-policy", "mini-vlm", "none")}
 DOTTED = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
-LORA_CONFIG = "adapter_config.json"
 LOADED = {".safetensors", ".bin", ".json", ".txt", ".model", ".jinja", ".py"}
 
 
@@ -157,7 +156,7 @@ def locate(name: str, role: str) -> tuple[str, bool]:
     if trained is not None and trained != role:
         raise ValueError(f"{name} trained a {trained}, so it cannot be the {role}")
     if trained is not None:
-        if not (folder / role / LORA_CONFIG).is_file():
+        if not any((folder / role / file).is_file() for file in (LORA_CONFIG, index)):
             raise ValueError(
                 f"the training run {name} has not ended, so it has no {role} yet: go on with "
                 f"`promptloop train RECIPE --out {name} --resume`, or give one of {name}/checkpoints"

@@ -4,7 +4,8 @@ from pathlib import Path
 
 WEIGHTS = Path(__file__).parent / "weights"
 
-MODELS = ("mini-unet", "mini-flow", "mini-vlm")  # what build.py makes
+BACKBONES = ("mini-unet", "mini-flow")
+MODELS = (*BACKBONES, "mini-vlm")  # of what build.py makes, those that ship
 MADE_FROM_THEM = ("mini-judge", "mini-policy")  # a learned reward (judge.py); mini-vlm trained by GRPO
 ELSEWHERE = {"mini-policy": "studies/image-0"}  # it is one of the studies' policies
 

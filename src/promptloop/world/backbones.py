@@ -23,6 +23,7 @@ from promptloop.world.scene import Scene, random_scene
 from promptloop.world.spelling import WINDOW, t5_tokenizer, tokenizer
 
 BATCH = 32
+CURATED = ("curated", "again")  # the schedules on captions with true numbers
 
 
 def t5_encoder(words: Any) -> nn.Module:
@@ -226,19 +227,34 @@ def train(
     folder: Path,
     *,
     steps: int,
+    curated_steps: int,
     text_steps: int,
     seed: int,
     scenes: int,
     lr: float = 2e-3,
     device: str = "cpu",
 ) -> None:
-    """Trains ``kind`` ("mini-unet" or "mini-flow") on latents of ``vae`` and saves ``folder/pipeline``."""
-    blank, loss = KINDS[kind]
+    """Trains ``kind`` ("mini-unet" or "mini-flow") on latents of ``vae`` and saves ``folder/pipeline``.
+
+    First on captions as the web writes them; then twice, at half the rate, on curated ones
+    (captions.describe).
+    """
     torch.manual_seed(seed)
-    pipe = blank(vae)
+    pipe = KINDS[kind][0](vae)
     pipe.to(device)
     pretrain_text(kind, pipe, folder, steps=text_steps, seed=seed)
     latents = encode_scenes(vae, folder.parent, count=scenes, seed=seed, device=device)
+    learn(kind, pipe, latents, folder, "", steps=steps, seed=seed, lr=lr)
+    for name in CURATED:
+        learn(kind, pipe, latents, folder / name, name, steps=curated_steps, seed=seed, lr=lr / 2)
+    pipe.save_pretrained(folder / "pipeline")
+
+
+def learn(
+    kind: str, pipe: Any, latents: Tensor, folder: Path, name: str, *, steps: int, seed: int, lr: float
+) -> None:
+    """The schedule ``name``: averaged weights are left in ``pipe``, snapshots in ``folder/pipeline``."""
+    loss, scenes = KINDS[kind][1], len(latents)
     known = [scene_at(seed, i) for i in range(scenes)]
     parts = {n: m for n, m in pipe.components.items() if isinstance(m, nn.Module) and n != "vae"}
     network = nn.ModuleDict(parts).train()
@@ -246,16 +262,15 @@ def train(
 
     def batch_loss(rows: Tensor, rng: random.Random) -> Tensor:
         noise = torch.Generator().manual_seed(rng.getrandbits(60))
-        x = latents[rows].float().to(device)
-        texts = [caption(known[i], rng) for i in rows.tolist()]
+        x = latents[rows].float().to(pipe.device)
+        texts = [caption(known[i], rng, curated=bool(name)) for i in rows.tolist()]
         # stratified times: one per slice of the schedule, so that every batch sees every noise level
-        uniform = (torch.randperm(len(rows), generator=noise) + torch.rand(len(rows), generator=noise)) / len(
-            rows
-        )
-        return loss(pipe, x, texts, torch.randn(x.shape, generator=noise).to(device), uniform.to(device))
+        uniform = torch.randperm(len(rows), generator=noise) + torch.rand(len(rows), generator=noise)
+        drawn = torch.randn(x.shape, generator=noise)
+        return loss(pipe, x, texts, drawn.to(x.device), (uniform / len(rows)).to(x.device))
 
     def loss_at(step: int) -> Tensor:
-        rng = random.Random(f"{seed}/{kind}/{step}")
+        rng = random.Random(f"{seed}/{kind}/{name and f'{name}/'}{step}")
         return batch_loss(torch.tensor([rng.randrange(scenes - 512) for _ in range(BATCH)]), rng)
 
     def check(step: int) -> dict[str, float]:
@@ -263,16 +278,5 @@ def train(
         rng = random.Random(f"{seed}/{kind}/check")
         return {"held_out_loss": round(sum(batch_loss(held[i::4], rng).item() for i in range(4)) / 4, 5)}
 
-    fit(
-        network,
-        loss_at,
-        steps=steps,
-        seed=seed,
-        lr=lr,
-        folder=folder,
-        average=0.9995,
-        check=check,
-        check_every=500,
-    )
+    fit(network, loss_at, steps=steps, seed=seed, lr=lr, folder=folder, check=check, check_every=500)
     network.eval()
-    pipe.save_pretrained(folder / "pipeline")

@@ -1,4 +1,4 @@
-"""Rebuilds the embedded models (autoencoder, mini-unet, mini-flow, mini-vlm) from one seed, resumable.
+"""Rebuilds the embedded models (autoencoder, three backbones, mini-vlm) from one seed, resumable.
 
     python -m promptloop.world.build --out build --seed 0
 
@@ -15,18 +15,21 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from promptloop.world import MODELS
+from promptloop.world import BACKBONES
 
 if TYPE_CHECKING:
     from promptloop.world.eyes import Pool
 
-STAGES = ("autoencoder", "latents", *MODELS, "pack")
+MADE = (*BACKBONES, "mini-turbo", "mini-vlm")
+STAGES = ("autoencoder", "latents", *MADE, "pack")
 SCENES = 40_000  # scenes whose latents the backbones are trained on
 STEPS = {
     "autoencoder": 1500,
     "text": 800,
     "mini-unet": 10_000,
     "mini-flow": 11_000,
+    "curated": 6000,
+    "mini-turbo": 1500,
     "eyes": 1500,
     "mini-vlm": 1600,
     "tuning": 1100,
@@ -41,9 +44,15 @@ def load_vae(out: Path, device: str) -> Any:
     return AutoencoderKL.from_pretrained(out / "vae" / "vae").eval().requires_grad_(False).to(device)
 
 
+def load_pipeline(out: Path, name: str, device: str) -> Any:
+    from diffusers import DiffusionPipeline
+
+    return DiffusionPipeline.from_pretrained(out / name / "pipeline").to(device)
+
+
 def run_stage(stage: str, out: Path, *, seed: int, scale: float, device: str) -> None:
     """One stage. ``scale`` multiplies every number of steps and scenes (tests use a tiny one)."""
-    from promptloop.world import autoencoder, backbones, speaker, tuning
+    from promptloop.world import autoencoder, backbones, distil, speaker, tuning
 
     steps = {name: max(2, int(n * scale)) for name, n in STEPS.items()}
     scenes = max(576, int(SCENES * scale))
@@ -58,12 +67,17 @@ def run_stage(stage: str, out: Path, *, seed: int, scale: float, device: str) ->
             vae,
             out / stage,
             steps=steps[stage],
+            curated_steps=steps["curated"],
             text_steps=steps["text"],
             seed=seed,
             scenes=scenes,
             lr=RATES[stage],
             device=device,
         )
+    elif stage == "mini-turbo":
+        teacher = load_pipeline(out, "mini-unet", device)
+        latents = backbones.encode_scenes(teacher.vae, out, count=scenes, seed=seed, device=device)
+        distil.train(teacher, latents, out / stage, steps=steps[stage], seed=seed)
     elif stage == "mini-vlm":
         pool = estimate_pool(out, count=max(288, int(POOL * scale)), seed=seed, scenes=scenes)
         lessons = out / stage / "lessons"
@@ -77,7 +91,6 @@ def run_stage(stage: str, out: Path, *, seed: int, scale: float, device: str) ->
 
 def estimate_pool(out: Path, *, count: int, seed: int, scenes: int) -> Pool:
     """Estimates by mini-unet of the first ``count`` training scenes; cached in ``out``."""
-    from diffusers import DiffusionPipeline
     from safetensors.torch import load_file, save_file
 
     from promptloop.world.backbones import encode_scenes, scene_at
@@ -86,7 +99,7 @@ def estimate_pool(out: Path, *, count: int, seed: int, scenes: int) -> Pool:
     known = [scene_at(seed, i) for i in range(count)]
     file = out / f"estimates-{seed}-{count}.safetensors"
     if not file.exists():
-        pipe = DiffusionPipeline.from_pretrained(out / "mini-unet" / "pipeline")
+        pipe = load_pipeline(out, "mini-unet", "cpu")
         latents = encode_scenes(load_vae(out, "cpu"), out, count=scenes, seed=seed, device="cpu")[:count]
         images, when = estimates(pipe, latents, known, seed=seed)
         save_file({"images": images.contiguous(), "when": when.contiguous()}, f"{file}.part")
@@ -96,15 +109,14 @@ def estimate_pool(out: Path, *, count: int, seed: int, scenes: int) -> Pool:
 
 
 def pack(out: Path) -> None:
-    """Writes ``out/weights``: the three models as fp16 safetensors folders with their training logs."""
+    """Writes ``out/weights``: the models as fp16 safetensors folders with their training logs."""
     import torch
-    from diffusers import DiffusionPipeline
     from transformers import AutoModelForImageTextToText
 
-    from promptloop.world import autoencoder
+    from promptloop.world import autoencoder, backbones
 
     target = out / "weights"
-    for name in MODELS:
+    for name in MADE:
         folder = target / name
         shutil.rmtree(folder, ignore_errors=True)
         if name == "mini-vlm":
@@ -112,11 +124,13 @@ def pack(out: Path) -> None:
             network = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float16)
             network.save_pretrained(folder)
         else:
-            pipe = DiffusionPipeline.from_pretrained(out / name / "pipeline")
+            pipe = load_pipeline(out, name, "cpu")
             autoencoder.centre(pipe.vae)  # no change where it was done after training
             pipe.to(torch.float16)
             pipe.save_pretrained(folder)
         shutil.copy(out / name / "log.jsonl", folder / "training_log.jsonl")
+        for schedule in backbones.CURATED if name in RATES else ():
+            shutil.copy(out / name / schedule / "log.jsonl", folder / f"{schedule}_log.jsonl")
         if name == "mini-vlm":
             shutil.copy(out / name / "lessons" / "log.jsonl", folder / "lessons_log.jsonl")
     shutil.copy(out / "vae" / "log.jsonl", target / "autoencoder_log.jsonl")

@@ -207,21 +207,33 @@ def related(first: list[Thing], second: list[Thing], rng: random.Random) -> str 
     return rng.choice(holding) if holding else None
 
 
-def describe(scene: Scene, rng: random.Random, *, dense: float = 0.35, place: bool = True) -> Ask:
-    """What one web-like caption says of ``scene``: with probability ``dense`` every thing, else only some."""
+def kind_of(thing: Thing) -> tuple[str, str]:
+    return thing.shape, thing.colour
+
+
+def describe(scene: Scene, rng: random.Random, *, dense: float = 0.35, curated: bool = False) -> Ask:
+    """What one web-like caption says of ``scene``: with probability ``dense`` every thing, else only some.
+
+    The web's numbers are loose ("two red circles" of three); those of a ``curated`` caption are true.
+    """
     things = list(scene.things)
     rng.shuffle(things)
     if len(things) > 1 and rng.random() > dense:
         things = things[: rng.randint(1, len(things) - 1)]
-    sets: list[list[Thing]] = []
     together = rng.random() < 0.75  # count alike things together, or list them
+    if curated:
+        together, kinds = True, {kind_of(t) for t in things}
+        things += [t for t in scene.things if kind_of(t) in kinds and not any(t is x for x in things)]
+    sets: list[list[Thing]] = []
     for thing in things:
-        alike = [s for s in sets if (s[0].shape, s[0].colour) == (thing.shape, thing.colour)]
+        alike = [s for s in sets if kind_of(s[0]) == kind_of(thing)]
         if together and alike:
             alike[0].append(thing)
         else:
             sets.append([thing])
     groups = [group_of(s, lambda p: rng.random() < p) for s in sets]
+    if curated:
+        groups = [exact(g, s[0], scene) for g, s in zip(groups, sets, strict=True)]
     relation = related(sets[0], sets[1], rng) if len(sets) > 1 and rng.random() < 0.35 else None
     if relation:
         groups[:2] = [replace(g, place=None) for g in groups[:2]]
@@ -229,11 +241,20 @@ def describe(scene: Scene, rng: random.Random, *, dense: float = 0.35, place: bo
     return Ask(tuple(groups), relation, ground)
 
 
-def caption(scene: Scene, rng: random.Random) -> str:
+def exact(group: Group, thing: Thing, scene: Scene) -> Group:
+    """``group``, which names all that are like ``thing``, named in full where its number were wrong else."""
+    met = [t for t in scene.things if group.shape in (None, t.shape) and group.colour in (None, t.colour)]
+    if group.count == 1 or len(met) == group.count:
+        return group
+    return replace(group, shape=thing.shape, colour=thing.colour)
+
+
+def caption(scene: Scene, rng: random.Random, *, curated: bool = False) -> str:
     """A training caption of ``scene``; one in ten is empty, for classifier-free guidance."""
     if rng.random() < 0.1:
         return ""
-    return "".join(text for text, _ in caption_pieces(describe(scene, rng), rng))
+    ask = describe(scene, rng, dense=0.5, curated=True) if curated else describe(scene, rng)
+    return "".join(text for text, _ in caption_pieces(ask, rng))
 
 
 def caption_pieces(ask: Ask, rng: random.Random) -> list[tuple[str, int | None]]:

@@ -6,12 +6,13 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+
+from promptloop.swap import in_place, put
 
 
 def fit(
@@ -134,20 +135,3 @@ def cut(log: Path, step: int) -> None:
     if log.exists():
         kept = [line for line in log.read_text().splitlines(True) if json.loads(line)["step"] <= step]
         log.write_text("".join(kept))
-
-
-@contextmanager
-def in_place(trained: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> Iterator[None]:
-    """Puts ``values`` into the trained parameters inside a ``with`` block."""
-    kept = {name: p.detach().clone() for name, p in trained.items()}
-    put(trained, values)
-    try:
-        yield
-    finally:
-        put(trained, kept)
-
-
-def put(trained: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
-    with torch.no_grad():
-        for name, p in trained.items():
-            p.copy_(values[name])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from promptloop.world.captions import Ask, Group, phrase
@@ -104,6 +105,13 @@ def queries(count: int, seed: int, *, held_out: bool) -> list[Query]:
     return [
         random_query(TASKS[i % len(TASKS)], random.Random(f"{seed}/{side}/{i}"), held_out=held_out)
         for i in range(count)
+    ]
+
+
+def training_texts(stream: str, rows: Iterable[int]) -> list[str]:
+    """Texts of the training side, in turn over the tasks; row ``i`` depends on ``(stream, i)`` alone."""
+    return [
+        random_query(TASKS[i % len(TASKS)], random.Random(f"{stream}/{i}"), held_out=False).text for i in rows
     ]
 
 

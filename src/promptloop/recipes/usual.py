@@ -1,0 +1,62 @@
+"""What a backbone is sampled with unless the user says otherwise."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import final
+
+from promptloop.denoisers.denoiser import Denoiser
+from promptloop.recipes import parts
+
+PAPER_WINDOW = (0.0, 1.0)  # refinements over the whole trajectory
+EMBEDDED_WINDOW = (0.15, 0.55)  # where the estimate is readable and the prompt still matters (docs/world.md)
+
+
+@final
+@dataclass(frozen=True)
+class Usual:
+    """Denoising steps (fewer where a policy is trained), guidance scale, and the part of the trajectory in
+    which the prompt is refined.
+    """
+
+    steps: int = 20
+    training_steps: int = 12
+    guidance: float = 5.0
+    window: tuple[float, float] = PAPER_WINDOW
+
+
+CONSISTENCY = Usual(steps=8, training_steps=8, guidance=1.0)  # guidance is distilled into it
+
+
+def usual(backbone: str | Denoiser) -> Usual:
+    """For a backbone, or the name of one; nothing is loaded. A model with an LCMScheduler takes few steps.
+
+    A model distilled in another way cannot be told by its scheduler (SDXL-Turbo's is an ordinary one): give
+    its steps and guidance.
+    """
+    embedded = False
+    if isinstance(backbone, str):
+        family = parts.family_of(backbone)
+        embedded, scheduler = family in parts.NAMES["backbone"], scheduler_of(family)
+    else:
+        scheduler = type(backbone.scheduler).__name__
+    if scheduler == "LCMScheduler":
+        return CONSISTENCY
+    return Usual(window=EMBEDDED_WINDOW if embedded else PAPER_WINDOW)
+
+
+def scheduler_of(name: str) -> str:
+    """The scheduler's class in the pipeline's index; "" for a "package.module:name"."""
+    if parts.DOTTED.fullmatch(name):
+        return ""
+    where = parts.locate(name, "backbone")[0]
+    file = Path(where) / "model_index.json"
+    if file.is_file():
+        index = json.loads(file.read_text(encoding="utf-8"))
+    else:
+        from promptloop.denoisers import folders
+
+        index = folders.index(where)
+    return str(index.get("scheduler", ("", ""))[1])
