@@ -94,6 +94,7 @@ def main() -> None:
     parser.add_argument("policies", nargs="+")
     parser.add_argument("--backbone", default="mini-unet")
     parser.add_argument("--refinements", type=int, default=5)
+    parser.add_argument("--window", type=float, nargs=2, help="default: the backbone's usual one")
     parser.add_argument("--shown", choices=("own", "nothing", "another's"), default="own")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -101,7 +102,8 @@ def main() -> None:
     asked = [query.text for query in queries(140, 7, held_out=False)]
     rewards = {name: parts.reward(name) for name in ("oracle", "oracle-strict")}
     its = usual(args.backbone)
-    way = Way(args.refinements, its.window, shown=args.shown, steps=its.steps, guidance=its.guidance)
+    window = tuple(args.window) if args.window else its.window
+    way = Way(args.refinements, window, shown=args.shown, steps=its.steps, guidance=its.guidance)
     for name in args.policies:
         script = SCRIPTS.get(name)
         chat = script is None and name != "query"

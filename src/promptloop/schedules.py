@@ -148,6 +148,11 @@ def with_timesteps(scheduler: Any, steps: int | None, options: Mapping[str, Any]
         raise ValueError("give steps, or the grid itself as timesteps= or sigmas=")
     else:
         _positive(steps)
+        known = scheduler.config.get("original_inference_steps", steps)
+        if steps > known:
+            raise ValueError(
+                f"steps is {steps}, but the backbone was distilled for {known}; give at most {known}"
+            )
         timed.set_timesteps(steps, **options)
     return timed
 

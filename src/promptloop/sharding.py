@@ -1,7 +1,8 @@
-"""FSDP2: every process keeps its share of the weights, their gradients and the optimiser's state.
+"""FSDP2: between phases every process keeps its share of the weights, gradients and optimiser's state.
 
 Drafts differ in number and length between processes, so weights are gathered for a whole phase and not layer
-by layer: no process has to wait for another's forward pass.
+by layer: no process has to wait for another's forward pass. Inside a phase each holds all weights and its own
+gradients; what is saved at the peak is the optimiser's state.
 """
 
 from __future__ import annotations

@@ -94,8 +94,12 @@ class State:
         return replace(self, memory={**self.memory, **values})
 
     def generator(self, i: int, purpose: str) -> torch.Generator:
-        """A CPU generator for sample i at this step: a function of (seed, step, purpose) and nothing else."""
-        return torch.Generator("cpu").manual_seed(_hash(int(self.seeds[i]), self.step, purpose))
+        """A CPU generator for sample i at this step: a function of (seed, step, purpose) and nothing else.
+
+        memory["<purpose> seeds"] [B], where it is there, stands for the seeds (controls.Streams).
+        """
+        seeds = self.memory.get(f"{purpose} seeds", self.seeds)
+        return torch.Generator("cpu").manual_seed(_hash(int(seeds[i]), self.step, purpose))
 
     def noise(self, purpose: str) -> Tensor:
         """Unit noise in x's shape, row i from generator(i, purpose)."""

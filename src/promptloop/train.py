@@ -135,10 +135,11 @@ def one_update(
     watch = Stopwatch()
     with processes.whole():
         batch = objective.collect(update, processes.share)
-    sums: dict[str, float] = {}
+    sums = dict.fromkeys(("loss", *objective.summed), 0.0)
     norm = 0.0
+    told = processes.totals({"parts": float(len(batch.parts))})["parts"]
     with watch("update"):
-        for _ in range(settings.epochs):
+        for _ in range(settings.epochs if told else 0):  # no group tells anything: nothing moves
             optimizer.zero_grad(set_to_none=True)
             with processes.whole():
                 sums = gradients(objective, batch, update)

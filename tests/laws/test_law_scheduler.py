@@ -6,7 +6,7 @@ import torch
 from laws.bed import pair
 
 from promptloop.sample import Run, advance, begin, default_solver, join, sample
-from promptloop.schedules import Level, check, flow
+from promptloop.schedules import Level, check, flow, from_scheduler
 from promptloop.solvers import DDIM, Euler, Scheduler
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -140,6 +140,12 @@ def test_the_scheduler_given_is_not_changed_and_options_reach_it() -> None:
         [3 * s / (1 + 2 * s) for s in sigmas] + [0.0]
     )
     assert torch.equal(given.timesteps, before)
+
+
+def test_a_distilled_schedule_has_no_more_steps_than_it_was_taught() -> None:
+    """Fails when diffusers' own sentence, which speaks of a strength, is all a user gets."""
+    with pytest.raises(ValueError, match="distilled for 8; give at most 8"):
+        from_scheduler(diffusers.LCMScheduler(original_inference_steps=8), 20)
 
 
 def test_misuse_is_refused() -> None:

@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+from diffusers import DDPMScheduler
 from laws.bed import STOCHASTIC, Pick, at, pair, words
 
 from promptloop.controls.guidance import CFG
@@ -12,7 +13,7 @@ from promptloop.controls.streams import Streams
 from promptloop.denoisers.cond import Cond
 from promptloop.sample import State, Transition, advance, join, renoise, sample, trajectory, value
 from promptloop.schedules import flow, vp
-from promptloop.solvers import DDIM, FlowSDE
+from promptloop.solvers import DDIM, FlowSDE, Scheduler
 
 PROMPTS, SEEDS = ["up", "down", "far"], [5, 6, 7]
 
@@ -215,6 +216,9 @@ def test_samples_of_one_noise_seed_differ_by_their_prompts_alone(solver) -> None
     assert not torch.allclose(end.x[0], end.x[2]) and not torch.allclose(end.x[0], end.x[3])
     split = sample(words(), prompts, controls=[shared], max_batch=1, **run).state
     assert torch.allclose(split.x, end.x, atol=1e-6)
+    wrapped = {**run, "levels": None, "solver": Scheduler(DDPMScheduler(clip_sample=False)), "steps": 5}
+    theirs = sample(words(), prompts, controls=[shared], **wrapped).state
+    assert torch.equal(theirs.x[0], theirs.x[1]) and not torch.allclose(theirs.x[0], theirs.x[3])
     own = sample(words(), prompts, controls=[Streams({s: s for s in seeds})], **run).state
     assert torch.equal(own.x, sample(words(), prompts, **run).state.x)
     with pytest.raises(ValueError, match="sample of seed 2"):

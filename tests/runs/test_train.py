@@ -7,6 +7,7 @@ import random
 import shutil
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny_training import SMALL, learned, numbers, result, start, train, two, updates_done
+
+from promptloop.parameters import LoRA, saving_memory, with_lora
+from promptloop.policies.contract import Request
+from promptloop.policies.mllm import Mllm
 
 
 def killed_and_resumed(run: Path, steps: int, kills: int, models: list[str]) -> None:
@@ -88,6 +93,19 @@ REFUSED = [
 ]
 
 
+def test_nothing_moves_where_nothing_is_told(models: list[str], tmp_path: Path) -> None:
+    """Every group's rewards are equal from update 3 on: in two processes, too, the optimiser rests.
+
+    Fails when gradients of 0 are stepped on: momentum would move the weights.
+    """
+    sizes = ["tiny_reward:Tiring" if word == "tiny_reward:brightness" else word for word in SMALL]
+    two("--out", str(tmp_path / "run"), "--steps", "4", *models, *sizes)
+    kept = [load_file(tmp_path / "run" / "checkpoints" / f"00000{k}" / "tensors.safetensors") for k in (2, 4)]
+    weights = [{k: t for k, t in held.items() if k.startswith(("weight.", "optimizer."))} for held in kept]
+    assert all(torch.equal(weights[0][k], weights[1][k]) for k in weights[0])
+    assert numbers(tmp_path / "run")[-1]["groups_dropped"] == 1
+
+
 @pytest.mark.parametrize("way", ["lora", "lora sharded", "all sharded"])
 def test_two_processes_train_as_one(models: list[str], tmp_path: Path, way: str) -> None:
     """Fails when gradients are averaged, tokens counted in one process only, or a group's seeds shift; and
@@ -122,6 +140,16 @@ def test_all_weights_half_precision_and_recomputed_activations(
     Fails if checkpointing is on while drafts are drawn, if the folder lacks the processor, or if the LoRA
     is rounded to bfloat16.
     """
+    policy = Mllm.load(models[3])
+    with_lora(policy, LoRA(), seed=0)
+    calls = Counter[str]()
+    block = next(m for m in policy.network.modules() if type(m).__name__ == "LlamaDecoderLayer")
+    block.self_attn.register_forward_pre_hook(lambda *_: calls.update(["forward"]))
+    draft = policy.silence(Request("a", "a"))
+    for expected in (1, 2):
+        policy.log_prob([draft])[0].sum().backward()
+        assert calls.pop("forward") == expected  # the second time recomputed in the backward pass
+        saving_memory(policy)
     ran = {}
     ways = {
         "lora": [],

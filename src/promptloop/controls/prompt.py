@@ -14,7 +14,7 @@ from typing import Literal, final
 import torch
 from torch import Tensor
 
-from promptloop.controls.streams import DRAFTS, PLAN
+from promptloop.controls.streams import DRAFTS
 from promptloop.policies.contract import Draft, Policy, Request
 from promptloop.sample import Control, State
 
@@ -82,9 +82,7 @@ class PromptLoop(Control):
             chosen[even_steps(self.refinements, steps, self.window)] = True
         elif self.refinements:
             inside = [k for k in _inside(self.refinements, steps, self.window) if k > 0]
-            own = state.memory.get(PLAN)
-            drawn = state if own is None else replace(state, seeds=own)
-            order = torch.randperm(len(inside), generator=drawn.generator(i, "plan"))
+            order = torch.randperm(len(inside), generator=state.generator(i, "plan"))
             chosen[[0, *(inside[k] for k in order[: self.refinements - 1].tolist())]] = True
         return chosen
 
@@ -210,8 +208,8 @@ def ask(
     """Drafts for the samples `rows`, from the estimate of the last executed step (if there is one).
 
     Each draft has its own seed, a function of the sample's seed and the step, or of the seed that `Streams`
-    has for it. `steps` says at which steps the drafts will be used, and `number` the how manieth they are,
-    when that is not now and the next. A draft longer than the text encoder reads is refused.
+    has for it. `steps` says at which steps the drafts will be used (None: now), `number` which draft of its
+    sample each is, counted from 0 (None: the next). A draft longer than the text encoder reads is refused.
     """
     denoiser = state.run.denoiser
     estimates: Sequence[Tensor | None] = [None] * len(rows)

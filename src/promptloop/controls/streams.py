@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import final
 
 import torch
-from torch import Tensor
 
-from promptloop.sample import Control, Draw, State
-from promptloop.transition import Transition
+from promptloop.sample import Control, State
 
-PLAN, DRAFTS, NOISE = "plan_seeds", "draft_seeds", "noise_seeds"  # in memory; PromptLoop reads the first two
+NOISE, PLAN = "step seeds", "plan seeds"  # in memory, where State.generator finds them
+DRAFTS = "seeds of drafts"  # [B, N], for PromptLoop
 
 
 @final
@@ -25,9 +24,7 @@ class Streams(Control):
     prompts alone, however stochastic the solver; with their first drafts' seeds alike too, they are one
     sample up to the draft in which they differ. An empty mapping leaves the sample's own.
 
-    Put it before PromptLoop, and before controls that propose: it draws from the step's Gaussian as the loop
-    does. Copies of a sample (`State.take`) keep its streams. A wrapped diffusers scheduler draws inside its
-    own step, out of reach.
+    Put it before PromptLoop. Copies of a sample (`State.take`) keep its streams.
     """
 
     noise: Mapping[int, int] = field(default_factory=dict, repr=False)
@@ -46,14 +43,3 @@ class Streams(Control):
             rows = torch.tensor([given[int(seed)] for seed in state.seeds], dtype=torch.long)
             state = state.remember(**{name: rows})
         return state
-
-    def propose(self, draw: Draw, state: State) -> Draw:
-        return common if self.noise else draw
-
-
-def common(state: State, transition: Transition) -> tuple[Tensor, Tensor]:
-    """The default draw, from the samples' noise seeds."""
-    x = transition.mean
-    if bool((transition.std > 0).any()):
-        x = x + transition.std * replace(state, seeds=state.memory[NOISE]).noise("step")
-    return x, torch.zeros(len(x), device=x.device)

@@ -119,7 +119,7 @@ class Mllm(Policy):
 
     def silence(self, request: Request) -> Draft:
         """The draft that ends before it has begun."""
-        return Draft(request, request.prompt, torch.tensor([self._pad], device=self._device), torch.zeros(1))
+        return Draft(request, request.prompt, torch.tensor([self._pad]), torch.zeros(1))
 
     def log_prob(self, drafts: Sequence[Draft]) -> tuple[Tensor, Tensor]:
         """See `Policy.log_prob`. Differentiable; put the network in the mode (train, eval) you want."""
@@ -140,7 +140,8 @@ class Mllm(Policy):
             prefix, cache, inputs = shared(self.network, inputs, image_token=self._image_token)
         tokens = pad_sequence([draft.tokens for draft in drafts], batch_first=True, padding_value=self._pad)
         tokens = torch.nn.functional.pad(tokens, (0, width - tokens.shape[1]), value=self._pad)
-        whole = inputs.followed_by(tokens.to(self._device))
+        tokens = tokens.to(self._device)
+        whole = inputs.followed_by(tokens)
         lengths = torch.tensor([len(draft.tokens) for draft in drafts], device=self._device)
         whole.mask[:, -width:] = (torch.arange(width, device=self._device) < lengths[:, None]).to(whole.mask)
         logits = self.network(

@@ -81,10 +81,11 @@ def generate(
     where possible.
     """
     queries = (query,) if isinstance(query, str) else tuple(query)
-    its = usual(backbone)
-    window = its.window if window is None else window
-    steps = its.steps if steps is None else steps
-    guidance = its.guidance if guidance is None else guidance
+    if window is None or steps is None or guidance is None:
+        its = usual(backbone)
+        window = its.window if window is None else window
+        steps = its.steps if steps is None else steps
+        guidance = its.guidance if guidance is None else guidance
     job = Job(queries, named(backbone), named(policy), refinements, window, open_loop, steps, guidance,
               negative, temperature, seed, n, compare, device, dtype, max_batch)  # fmt: skip
     folder = None if out is None else check(Path(out), overwrite)

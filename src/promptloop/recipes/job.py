@@ -56,6 +56,10 @@ class Job:
         for name in ("guidance", "temperature"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be a finite number from 0")
+        if self.negative and self.guidance == 1:
+            raise ValueError(
+                "a negative prompt does nothing at guidance 1; give --guidance above 1, or leave it out"
+            )
         if self.compare and self.policy == "none":
             raise ValueError(
                 "compare needs a policy: with policy none every image is the query's own already"

@@ -21,7 +21,7 @@ from promptloop.recipes import parts, runs
 from promptloop.recipes.sheet import write_sheet
 from promptloop.recipes.tracking import check as check_tracker
 from promptloop.recipes.tracking import push, tracker
-from promptloop.recipes.usual import usual
+from promptloop.recipes.usual import settle
 from promptloop.rollout import Geometry, alone
 from promptloop.train import After, Line, Training, train
 from promptloop.watch import HackingWatch
@@ -39,11 +39,11 @@ class Mini:
 
     `reward` and `gold` (the hacking watch's, never trained on) are "oracle", "oracle-strict", "none" (gold)
     or your own "package.module:name". `Geometry`, `Surrogate`, `LoRA` and `Training` say what the others
-    mean. `window`, `denoising_steps` and `guidance` None become the backbone's usual ones. Every `base_every`
-    updates (0: never) the queries alone are sampled too, which tells how much of the room up to a reward of 1
-    is taken. `train_weights` "all" trains every weight of the policy, its eyes too, instead of a LoRA; with
-    `policy_dtype` bfloat16 the LoRA stays float32. `shard` divides the policy among processes (FSDP2).
-    `push_to_hub` is an "owner/name".
+    mean. `window`, `denoising_steps` and `guidance` None become the backbone's usual ones, `lr` None 2e-3 for
+    a LoRA and 2e-5 for all weights. Every `base_every` updates (0: never) the queries alone are sampled too,
+    which tells how much of the room up to a reward of 1 is taken. `train_weights` "all" trains every weight
+    of the policy, its eyes too, instead of a LoRA; with `policy_dtype` bfloat16 the LoRA stays float32.
+    `shard` divides the policy among processes (FSDP2). `push_to_hub` is an "owner/name".
     """
 
     steps: int = 100
@@ -68,7 +68,7 @@ class Mini:
     max_new_tokens: int = 32
     refusal_cost: float = 0.2
     first_alone: int = 0
-    lr: float = 2e-3
+    lr: float | None = None
     epochs: int = 1
     train_weights: Literal["lora", "all"] = "lora"
     rank: int = 16
@@ -101,14 +101,14 @@ class Mini:
         return Surrogate(self.clip, None, self.kl_weight, self.per, self.max_new_tokens)
 
     def training(self) -> Training:
-        return Training(self.steps, self.epochs, self.lr, save_every=self.save_every, average=self.average)
+        return Training(
+            self.steps, self.epochs, self.lr or 0.0, save_every=self.save_every, average=self.average
+        )
 
     def __post_init__(self) -> None:
-        its = usual(self.backbone)
-        for name, value in {"window": its.window, "denoising_steps": its.training_steps,
-                            "guidance": its.guidance}.items():  # fmt: skip
-            if getattr(self, name) is None:
-                object.__setattr__(self, name, value)
+        settle(self, window="window", denoising_steps="training_steps", guidance="guidance")
+        if self.lr is None:
+            object.__setattr__(self, "lr", 2e-3 if self.train_weights == "lora" else 2e-5)
         self.geometry(), self.surrogate(), self.training(), LoRA(self.rank, 2 * self.rank)
         if not 0 <= self.first_alone <= self.steps:
             raise ValueError(
@@ -135,17 +135,15 @@ def mini(
     """Trains, and leaves in `run` the policy (`run/policy`), checkpoints, metrics, sheets and a card."""
     names(settings)
     device = parts.device_named(settings.device)
-    processes = Processes.launched(device)
-    if settings.shard and processes.share.of == 1:
-        raise ValueError("shard divides the policy among processes, and there is one: start it with torchrun "
-                         "--nproc-per-node N -m promptloop train ...")  # fmt: skip
+    processes = launched(settings, device)
     if processes.main:
         runs.begin(run, "mini", settings, resume=resume)
     processes.wait()
     objective = objective_of(settings, device, processes)
     geometry = settings.geometry()
     gold = None if settings.gold == "none" else parts.reward(settings.gold)
-    watch = HackingWatch(settings.group, gold, say, past=lambda: runs.lines(run), means=processes.means)
+    tell_once = say if processes.main else silent
+    watch = HackingWatch(settings.group, gold, tell_once, past=lambda: runs.lines(run), means=processes.means)
 
     def sheet(update: int, batch: Batch, line: Line) -> Line:
         if processes.main and (update % settings.sheet_every == 0 or update == 1):
@@ -182,6 +180,23 @@ def mini(
             say(f"uploaded: {push(run, run / runs.POLICY, settings.push_to_hub)}")
     processes.wait()
     return {"updates": done, "role": "policy", "settings": asdict(settings), "lines": runs.lines(run)}
+
+
+def launched(settings: Mini, device: torch.device) -> Processes:
+    """The processes of the run; ValueError for settings that do not go with their number."""
+    processes = Processes.launched(device)
+    if ":" in settings.device and processes.share.of > 1:
+        raise ValueError(
+            f"device is {settings.device!r}; with several processes each takes its own: give cuda"
+        )
+    if settings.shard and processes.share.of == 1:
+        raise ValueError("shard divides the policy among processes, and there is one: start it with torchrun "
+                         "--nproc-per-node N -m promptloop train ...")  # fmt: skip
+    return processes
+
+
+def silent(text: str) -> None:
+    """Says nothing: of several processes one speaks."""
 
 
 def base_of(settings: Mini, objective: PromptGRPO, processes: Processes) -> After:

@@ -20,7 +20,7 @@ from promptloop.parameters import LoRA, lora_on, save_lora
 from promptloop.policies.contract import Policy
 from promptloop.processes import Processes
 from promptloop.recipes import parts, runs
-from promptloop.recipes.usual import EMBEDDED_WINDOW
+from promptloop.recipes.usual import settle
 from promptloop.rewards.contract import scored
 from promptloop.sample import Control, sample
 from promptloop.train import After, Line, Training, train
@@ -35,7 +35,8 @@ PAIRS = "pairs.safetensors"
 class MiniDPO:
     """Pairs: `queries` training-side queries, `group` images of each, the best by `reward` against the worst
     (no pair where they are equal). With a `policy` every second image of a group is made with its prompts,
-    so that winners show what the query alone seldom gives. Then `steps` updates on `batch` pairs.
+    so that winners show what the query alone seldom gives. `denoising_steps`, `guidance` and the policy's
+    `window` None become the backbone's usual ones. Then `steps` updates on `batch` pairs.
 
     Every `look_every` updates images of `look_queries` training-side queries, drawn apart, are scored by
     `reward` and by `gold` ("none": not), by which no pair was judged. `DiffusionDPO` and `LoRA` say what the
@@ -50,8 +51,9 @@ class MiniDPO:
     seed: int = 0
     queries: int = 350
     group: int = 4
-    denoising_steps: int = 20
-    guidance: float = 5.0
+    denoising_steps: int | None = None
+    guidance: float | None = None
+    window: tuple[float, float] | None = None
     dpo_beta: float = 2000.0
     error: Literal["epsilon", "velocity"] = "epsilon"
     lr: float = 3e-4
@@ -68,6 +70,7 @@ class MiniDPO:
         return Training(self.steps, 1, self.lr, save_every=self.save_every, average=self.average)
 
     def __post_init__(self) -> None:
+        settle(self, denoising_steps="steps", guidance="guidance", window="window")
         self.training(), LoRA(self.rank, self.rank)
         for name, least in {"queries": 1, "group": 2, "denoising_steps": 1, "look_queries": 1}.items():
             if getattr(self, name) < least:
@@ -184,7 +187,8 @@ def drawn(
     settings: MiniDPO, denoiser: Any, queries: list[str], seeds: list[int], policy: Policy | None = None
 ) -> tuple[Tensor, Tensor]:
     """Clean latents and images of the queries, image i from seeds[i]; alone, or refined by `policy`."""
-    refined: list[Control] = [] if policy is None else [PromptLoop(policy, window=EMBEDDED_WINDOW)]
+    assert settings.window is not None and settings.guidance is not None
+    refined: list[Control] = [] if policy is None else [PromptLoop(policy, window=settings.window)]
     end = sample(
         denoiser,
         queries,

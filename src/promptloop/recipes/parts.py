@@ -74,13 +74,7 @@ def policy(name: str, device: torch.device, dtype: torch.dtype, temperature: flo
     if DOTTED.fullmatch(name):
         return Part(name, made_by(name, Policy, "policy"))
     where, embedded = locate(name, "policy")
-    try:
-        loaded = chat_policy(where, device=device, dtype=dtype, temperature=temperature)
-    except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
-        why = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(
-            f"policy {name!r} cannot be loaded as an image-text-to-text chat model: {why}"
-        ) from error
+    loaded = chat_policy(where, device=device, dtype=dtype, temperature=temperature)
     return part(name, "policy", loaded, where, embedded)
 
 
@@ -89,9 +83,15 @@ def chat_policy(where: str, **settings: Any) -> Mllm:
     from promptloop.policies.mllm import Mllm
 
     base = lora_base(Path(where))
-    if base is None:
-        return Mllm.load(where, **settings)
-    return Mllm.load(locate(base, "policy")[0], lora=where, **settings)
+    try:
+        if base is None:
+            return Mllm.load(where, **settings)
+        return Mllm.load(locate(base, "policy")[0], lora=where, **settings)
+    except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
+        why = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+        raise ValueError(
+            f"policy {where} cannot be loaded as an image-text-to-text chat model: {why}"
+        ) from error
 
 
 def lora_base(folder: Path) -> str | None:

@@ -132,7 +132,7 @@ def card(run: Path, recipe: str, settings: Any, device: Any, role: str) -> None:
     ]
     stack = ", ".join(f"{k} {v}" for k, v in trace.environment(device).items())
     text = f"""---
-library_name: peft
+library_name: {"transformers" if getattr(settings, "train_weights", "lora") == "all" else "peft"}
 license: apache-2.0
 tags: [promptloop, text-to-image, {ROLES[role][2]}]
 ---

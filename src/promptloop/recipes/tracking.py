@@ -28,7 +28,12 @@ def tracker(name: str, run: Path, settings: Any) -> tuple[Log, Callable[[], None
     plain = (int, float, str, bool)
     config = {key: v if isinstance(v, plain) else str(v) for key, v in asdict(settings).items()}
     accelerator.init_trackers("promptloop", config=config)
-    return lambda line, update: accelerator.log(line, step=update), accelerator.end_training
+
+    def end() -> None:  # accelerator.end_training would also end the group of processes
+        for one in accelerator.trackers:
+            one.finish()
+
+    return lambda line, update: accelerator.log(line, step=update), end
 
 
 def push(run: Path, policy: Path, repo: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 from promptloop.denoisers.denoiser import Denoiser
 from promptloop.recipes import parts
@@ -31,10 +31,10 @@ CONSISTENCY = Usual(steps=8, training_steps=8, guidance=1.0)  # guidance is dist
 
 
 def usual(backbone: str | Denoiser) -> Usual:
-    """For a backbone, or the name of one; nothing is loaded. A model with an LCMScheduler takes few steps.
+    """For a backbone, or the name of one, whose index alone is read. With an LCMScheduler it takes few steps.
 
-    A model distilled in another way cannot be told by its scheduler (SDXL-Turbo's is an ordinary one): give
-    its steps and guidance.
+    A model distilled in another way cannot be told by its scheduler (SD-Turbo's is an ordinary one): give its
+    steps and guidance.
     """
     embedded = False
     if isinstance(backbone, str):
@@ -48,15 +48,28 @@ def usual(backbone: str | Denoiser) -> Usual:
 
 
 def scheduler_of(name: str) -> str:
-    """The scheduler's class in the pipeline's index; "" for a "package.module:name"."""
+    """The scheduler's class in the pipeline's index; "" where it does not say (loading will say why)."""
     if parts.DOTTED.fullmatch(name):
         return ""
     where = parts.locate(name, "backbone")[0]
-    file = Path(where) / "model_index.json"
-    if file.is_file():
-        index = json.loads(file.read_text(encoding="utf-8"))
-    else:
+    if not Path(where).is_dir():
         from promptloop.denoisers import folders
 
-        index = folders.index(where)
-    return str(index.get("scheduler", ("", ""))[1])
+        return str((folders.index(where).get("scheduler") or ["", ""])[-1])
+    try:
+        index = json.loads((Path(where) / "model_index.json").read_text(encoding="utf-8"))
+        return str(index["scheduler"][1])
+    except (OSError, ValueError, LookupError, TypeError):
+        return ""
+
+
+def settle(settings: Any, **fields: str) -> None:
+    """Fills those `fields` (name=name in Usual) of frozen settings that are None, by their backbone.
+
+    The backbone's index is looked at only where one of them is.
+    """
+    lacking = {name: source for name, source in fields.items() if getattr(settings, name) is None}
+    if lacking:
+        its = usual(settings.backbone)
+        for name, source in lacking.items():
+            object.__setattr__(settings, name, getattr(its, source))

@@ -90,7 +90,7 @@ class Lesson:
     def __call__(self, clean: Tensor, noise: Tensor, texts: list[str]) -> Tensor:
         """``clean`` and ``noise`` [B, 4, 16, 16]. The root of the squared error of each answer, averaged.
 
-        Answers from noise are (1 - alpha) / alpha times as sensitive to what the network says: weighted by
+        Answers from noise are sigma / alpha times as sensitive to what the network says: weighted by
         sqrt(alpha / sigma), at most 1.
         """
         level = torch.arange(len(clean), device=clean.device) % LEVELS
