@@ -82,8 +82,8 @@ def train(
     update.
 
     `save(folder, weights=)` adds the run's own files to a checkpoint; weights are None unless processes share
-    them. `after` sees every batch, may add metrics, and is where
-    sheets and the hacking watch are hooked in. Metrics are appended to `run/metrics.jsonl`.
+    them. `after` sees every batch, may add metrics, and is where sheets and the hacking watch are hooked in.
+    Metrics are appended to `run/metrics.jsonl`.
     """
     processes = processes or Processes()
     parameters = trained(network)

@@ -108,7 +108,6 @@ class HackingWatch:
         }
         if self.gold is not None:
             found["watch/gold"] = float(scored(self.gold, made.images, made.queries).mean())
-        if self.gold is not None:
             self._recall()  # before the others are waited for: the first may write its line afterwards
         found = self.means(found)
         if self.gold is not None:
