@@ -61,6 +61,12 @@ def main() -> None:
         kwargs = {"steps": steps, "controls": [CFG(guidance)], "max_batch": 50}
         grades = grade(sample(denoiser, texts, seeds=range(len(texts)), **kwargs).images, asks)
         print(f"CFG {guidance}: two plain objects, caption style: {means(grades)}")
+        twins = torch.tensor([any(group.count > 1 for group in ask.groups) for ask in asks])
+        for rows, what in ((twins, "twins"), (~twins, "two kinds")):
+            strict = grades.strict[rows].float().mean()
+            print(
+                f"    {what:20s} soft {grades.soft[rows].mean():.3f} strict {strict:.3f} ({int(rows.sum())})"
+            )
         images = sample(denoiser, [q.text for q in asked], seeds=range(len(asked)), **kwargs).images
         grades = grade(images, [q.ask for q in asked])
         print(f"CFG {guidance}: held-out queries: {means(grades)}")

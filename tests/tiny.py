@@ -13,10 +13,12 @@ from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
     DiffusionPipeline,
+    EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
 from tokenizers import pre_tokenizers
@@ -68,6 +70,50 @@ def sd(prediction: str = "epsilon", *, seed: int = 0, width: int = 16, sample: i
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
+    )
+
+
+def sdxl(prediction: str = "epsilon", *, seed: int = 0, width: int = 16, sample: int = 8, zeros: bool = True,
+         statistics: bool = False) -> StableDiffusionXLPipeline:  # fmt: skip
+    """Stable Diffusion XL classes, latents [4, sample, sample]; `statistics`: of latents, in the decoder."""
+    torch.manual_seed(seed)
+    text, times = 16, 8
+    unet = UNet2DConditionModel(
+        sample_size=sample,
+        block_out_channels=(width, 2 * width),
+        layers_per_block=1,
+        norm_num_groups=8,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        transformer_layers_per_block=(1, 2),
+        cross_attention_dim=2 * text,
+        attention_head_dim=(2, 4),
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=times,
+        projection_class_embeddings_input_dim=text + 6 * times,
+    )
+    louder(unet, "attn2.to_out", 20.0)
+    louder(unet, "add_embedding", 3.0)
+    known = {"latents_mean": [0.1, -0.2, 0.3, 0.0], "latents_std": [0.8, 1.1, 0.9, 1.3]}
+    scheduler = EulerDiscreteScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        steps_offset=1,
+        timestep_spacing="leading",
+        prediction_type=prediction,
+    )
+    return StableDiffusionXLPipeline(
+        vae=autoencoder(2 * sample, scaling_factor=0.13025, **(known if statistics else {})),
+        text_encoder=CLIPTextModel(clip_config(text)).eval(),
+        text_encoder_2=CLIPTextModelWithProjection(clip_config(text)).eval(),
+        tokenizer=clip_tokenizer(),
+        tokenizer_2=clip_tokenizer(),
+        unet=unet.eval(),
+        scheduler=scheduler,
+        force_zeros_for_empty_prompt=zeros,
+        add_watermarker=False,
     )
 
 

@@ -30,7 +30,7 @@ Seed = Annotated[int, typer.Option(help="Seed of the first sample; the next has 
 Count = Annotated[int, typer.Option("-n", metavar="N", help="Samples of each query.")]
 Backbone = Annotated[
     str,
-    typer.Option(metavar="DIR|ID", help="mini-unet, mini-flow, a diffusers folder or a hub id."),
+    typer.Option(metavar="DIR|ID", help="mini-turbo, mini-unet, mini-flow, a diffusers folder or a hub id."),
 ]
 WritesPrompts = Annotated[
     str,
@@ -73,7 +73,7 @@ MaxBatch = Annotated[int, typer.Option(metavar="N", help="Samples that run toget
 def generate(
     query: Annotated[str, typer.Argument(metavar="QUERY", help="What the picture should show.")],
     out: Out,
-    backbone: Backbone = "mini-unet",
+    backbone: Backbone = "mini-turbo",
     policy: WritesPrompts = "mini-policy",
     refinements: Refinements = 5,
     window: Window = None,
@@ -128,7 +128,7 @@ def replay(
 @app.command(epilog="Example: promptloop demo --out demo")
 def demo(
     out: Out = Path("promptloop-demo"),
-    backbone: Backbone = "mini-unet",
+    backbone: Backbone = "mini-turbo",
     policy: WritesPrompts = "mini-policy",
     seed: Seed = 0,
     n: Count = 4,

@@ -14,6 +14,7 @@ import pytest
 import tiny
 import torch
 from diffusers import (
+    DDIMScheduler,
     DiffusionPipeline,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
@@ -44,6 +45,8 @@ FAMILIES: dict[str, Callable[[], DiffusionPipeline]] = {
     "sd1": tiny.sd,
     "sd2": lambda: tiny.sd("v_prediction"),
     "sd2-zero-snr": lambda: tiny.sd("v_prediction", **ZERO_SNR),
+    "sdxl": tiny.sdxl,
+    "sdxl-velocity": lambda: tiny.sdxl("v_prediction", zeros=False, statistics=True),
     "sd3": tiny.sd3,
     "sd3-without-t5": lambda: tiny.sd3(t5=0),
     "sd3-dynamic-shift": lambda: tiny.sd3(sample=16, use_dynamic_shifting=True, shift=1.0),
@@ -55,6 +58,9 @@ WRAPPED: list[tuple[str, type, dict[str, Any]]] = [
     ("sd1", PNDMScheduler, {"skip_prk_steps": True}),
     ("sd2", DPMSolverMultistepScheduler, {}),
     ("sd2", EulerDiscreteScheduler, {}),
+    ("sdxl", DDIMScheduler, {"clip_sample": False, "set_alpha_to_one": False}),
+    ("sdxl", DPMSolverMultistepScheduler, {}),
+    ("sdxl-velocity", DDIMScheduler, {"clip_sample": False, "set_alpha_to_one": False}),
     ("sd3", FlowMatchHeunDiscreteScheduler, {"shift": 3.0}),
     ("sd3", UniPCMultistepScheduler, FLOW),
     ("sd3", DPMSolverMultistepScheduler, FLOW),
@@ -93,7 +99,7 @@ def theirs(pipe: Any, mode: str, **options: Any) -> torch.Tensor:
 
 def ours(denoiser: Any, mode: str, solver: Solver | None = None) -> torch.Tensor:
     scale, negative = MODES[mode]
-    controls = [] if mode == "plain" else [CFG(scale, negative or "")]
+    controls = [] if mode == "plain" else [CFG(scale, negative)]
     run = sample(denoiser, PROMPTS, steps=STEPS, seeds=SEEDS, solver=solver, controls=controls)
     assert run.images is not None
     return run.images

@@ -97,9 +97,9 @@ def test_wrong_folders(tmp_path: Path) -> None:
 
 def test_unsupported_family_names_the_supported(tmp_path: Path) -> None:
     """Fails if the message leaves out the table."""
-    index = {"_class_name": "StableDiffusionXLPipeline"}
+    index = {"_class_name": "KandinskyPipeline"}
     (tmp_path / "model_index.json").write_text(json.dumps(index))
-    with pytest.raises(ValueError, match=r"XLPipeline is not a supported pipeline") as caught:
+    with pytest.raises(ValueError, match=r"KandinskyPipeline is not a supported pipeline") as caught:
         load(tmp_path)
     assert all(name in str(caught.value) for name in FAMILIES)
     with pytest.raises(ValueError, match="supported: StableDiffusionPipeline"):

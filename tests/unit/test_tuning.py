@@ -39,9 +39,9 @@ def test_faithful_rewrites_keep_every_group(task: str) -> None:
     assert whole >= 60
 
 
-def test_what_lacks_is_said_first() -> None:
-    """Fails if `mended` orders by the query, drops a group, or answers where nothing lacks."""
-    seen = 0
+def test_what_lacks_is_sent_to_the_place_of_a_spare_thing() -> None:
+    """Fails if `mended` drops groups, sends what is there already, or answers where nothing lacks."""
+    seen = sent = 0
     for i in range(200):
         rng = random.Random(i)
         scene, ask = random_scene(rng), tuning.any_query(None, rng)
@@ -51,17 +51,20 @@ def test_what_lacks_is_said_first() -> None:
         seen += 1
         assert len(said.groups) == len(ask.groups) and said.ground == ask.ground
         assert lacking is not None
-        first = lacking.groups[0] if lacking.groups else None
-        if first is not None and len(lacking.groups) < len(ask.groups):
-            assert keeps(first, said.groups[0])
-    assert seen > 100
+        there = {(thing.column, thing.row) for thing in scene.things}
+        placed = [group for group in said.groups if group.place is not None]
+        assert all(group.place in there for group in placed)
+        assert all(any(keeps(group, other) for group in lacking.groups) for other in placed)
+        assert all(any(keeps(group, other) for other in said.groups) for group in ask.groups)
+        sent += len(placed)
+    assert seen > 100 and sent > 50
 
 
 def test_answers_fit_the_text_encoders() -> None:
-    """Fails if `answer` writes full sentences where only tags fit. One thing's tags may still be too many."""
+    """Fails if `answer` writes full sentences where only tags fit. Four things with places are too many."""
     texts = []
     for i in range(300):
         rng = random.Random(i)
         texts.append(tuning.answer(None, random_query(TASKS[i % 7], rng, held_out=False).ask, rng))
     assert KEEP in texts
-    assert sum(readable(text) for text in texts) >= 297
+    assert sum(readable(text) for text in texts) >= 288

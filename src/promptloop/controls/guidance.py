@@ -20,11 +20,12 @@ class CFG(Control):
     """Classifier-free guidance (Ho & Salimans 2022): negative + scale (prompt - negative), in one batch.
 
     Combining clean estimates equals combining epsilons, v's or velocities, because the weights sum to 1.
-    scale = 1 is the plain denoiser, without the second evaluation.
+    scale = 1 is the plain denoiser, without the second evaluation. negative None is no prompt at all, which
+    for some backbones (SDXL) is not the empty one.
     """
 
     scale: float
-    negative: str = ""
+    negative: str | None = None
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.scale):
@@ -49,7 +50,9 @@ class CFG(Control):
         return guided
 
     def _embedded(self, state: State) -> Any:
-        return state.run.denoiser.embed([self.negative])[[0] * len(state)]
+        denoiser = state.run.denoiser
+        row = denoiser.without() if self.negative is None else denoiser.embed([self.negative])
+        return row[[0] * len(state)]
 
     @property
     def _key(self) -> str:

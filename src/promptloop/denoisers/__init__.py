@@ -15,6 +15,7 @@ __all__ = ["FAMILIES", "Cond", "Denoiser", "from_pipeline", "load"]
 
 FAMILIES = {  # pipeline class, as named in model_index.json -> the denoiser that runs it
     "StableDiffusionPipeline": "promptloop.denoisers.sd:SD",
+    "StableDiffusionXLPipeline": "promptloop.denoisers.sdxl:SDXL",
     "StableDiffusion3Pipeline": "promptloop.denoisers.sd3:SD3",
 }
 

@@ -30,6 +30,10 @@ class Denoiser(ABC):
     def embed(self, prompts: Sequence[str]) -> Cond:
         """One row of conditioning per prompt."""
 
+    def without(self) -> Cond:
+        """The conditioning of no prompt at all, one row: what guidance leads away from."""
+        return self.embed([""])
+
     @abstractmethod
     def clean(self, x: Tensor, level: Level, cond: Cond) -> Tensor:
         """E[clean | x] as the network sees it, float32, shape of x [B, ...].

@@ -12,6 +12,7 @@ from typing import final
 from promptloop.bench.arms import Way
 from promptloop.recipes.mini import Mini
 from promptloop.recipes.mini_dpo import MiniDPO
+from promptloop.recipes.usual import PAPER_WINDOW
 
 SEEDS = 3  # of the noise, where nothing is trained
 
@@ -25,6 +26,10 @@ TRAINED: dict[str, tuple[Mini, int]] = {  # name -> settings, number of seeds
 
 TUNED: dict[str, MiniDPO] = {"tuned": MiniDPO(policy="mini-policy")}  # backbones with weights of their own
 
+EIGHT = Way(window=PAPER_WINDOW, steps=8, guidance=1.0)  # how mini-turbo is sampled
+TWENTY = Way()  # how mini-unet and mini-flow are
+FEW = Way(steps=8, refinements=4)  # more do not fit into the window
+
 
 @final
 @dataclass(frozen=True)
@@ -33,8 +38,8 @@ class Row:
 
     title: str
     policy: str | None
-    way: Way = Way()
-    backbone: str = "mini-unet"
+    way: Way = EIGHT
+    backbone: str = "mini-turbo"
     solver: str = ""
 
     @property
@@ -52,37 +57,39 @@ class Claim:
     pairs: tuple[tuple[str, str], ...] = ()
 
 
-BLIND = Way(shown="nothing")
-FEW = Way(steps=8, refinements=4)  # more do not fit into the window
+BLIND = replace(EIGHT, shown="nothing")
 
 
 def counted(n: int) -> Row:
-    return Row(f"trained, {n} refinement{'s' * (n != 1)}", "image", Way(refinements=n))
+    return Row(f"trained, {n} refinement{'s' * (n != 1)}", "image", replace(EIGHT, refinements=n))
+
+
+def open_loop(n: int) -> Row:
+    return Row(f"open loop, {n}", "image", replace(EIGHT, refinements=n, loop="open"))
 
 
 ROWS: dict[str, Row] = {
     "base": Row("the query", None),
     "untrained": Row("untrained, five refinements with image", "untrained"),
     "untrained-blind": Row("untrained, five refinements without image", "untrained", BLIND),
-    "ahead": Row("GRPO, one refinement (feed-forward)", "ahead", Way(refinements=1)),
+    "ahead": Row("GRPO, one refinement (feed-forward)", "ahead", replace(EIGHT, refinements=1)),
     "blind": Row("GRPO, five refinements without image", "blind", BLIND),
     "image": Row("GRPO, five refinements with image", "image"),
-    "another": Row("the same, shown another sample's estimate", "image", Way(shown="another's")),
-    "open": Row("the same, open loop (no image)", "image", Way(loop="open")),
+    "another": Row("the same, shown another sample's estimate", "image", replace(EIGHT, shown="another's")),
+    "open": Row("the same, open loop (no image)", "image", replace(EIGHT, loop="open")),
     "always": Row("trained without image dropout, closed loop", "always"),
-    "always-open": Row("trained without image dropout, open loop", "always", Way(loop="open")),
+    "always-open": Row("trained without image dropout, open loop", "always", replace(EIGHT, loop="open")),
     "preference": Row("trained on the learned reward", "preference"),
-    "flow-base": Row("mini-flow, the query", None, backbone="mini-flow"),
-    "flow-image": Row("mini-flow, the policy of mini-unet", "image", backbone="mini-flow"),
-    "few-base": Row("mini-unet in 8 steps of DPM-Solver++, the query", None, FEW, solver="dpm++"),
-    "few-image": Row("the same, the policy of mini-unet, four refinements", "image", FEW, solver="dpm++"),
-    "tuned-base": Row("mini-unet tuned by Diffusion-DPO, the query", None, backbone="tuned"),
-    "tuned-image": Row("the same, the policy of mini-unet", "image", backbone="tuned"),
+    "unet-base": Row("mini-unet (20 guided steps), the query", None, TWENTY, "mini-unet"),
+    "unet-image": Row("the same, the policy of mini-turbo", "image", TWENTY, "mini-unet"),
+    "flow-base": Row("mini-flow (20 guided steps), the query", None, TWENTY, "mini-flow"),
+    "flow-image": Row("the same, the policy of mini-turbo", "image", TWENTY, "mini-flow"),
+    "few-base": Row("mini-unet in 8 steps of DPM-Solver++, the query", None, FEW, "mini-unet", "dpm++"),
+    "few-image": Row("the same, the policy of mini-turbo, 4 refinements", "image", FEW, "mini-unet", "dpm++"),
+    "tuned-base": Row("mini-unet tuned by Diffusion-DPO, the query", None, TWENTY, "tuned"),
+    "tuned-image": Row("the same, the policy of mini-turbo", "image", TWENTY, "tuned"),
     **{f"n{n}": counted(n) for n in (1, 2, 3, 8)},
-    **{
-        f"open{n}": replace(counted(n), way=Way(refinements=n, loop="open"), title=f"open loop, {n}")
-        for n in (1, 3)
-    },
+    **{f"open{n}": open_loop(n) for n in (1, 3)},
 }
 
 CLAIMS: dict[str, Claim] = {
@@ -92,10 +99,11 @@ CLAIMS: dict[str, Claim] = {
     "C3": Claim("The ablation", ("base", "untrained-blind", "untrained", "ahead", "blind", "image"),
                 (("untrained", "base"), ("ahead", "untrained"), ("blind", "ahead"), ("image", "blind"))),
     "C4": Claim("One policy, other backbones",
-                ("base", "image", "flow-base", "flow-image", "few-base", "few-image"),
-                (("flow-image", "flow-base"), ("few-image", "few-base"))),
-    "C5": Claim("Does the policy add to tuned weights?", ("base", "tuned-base", "image", "tuned-image"),
-                (("tuned-base", "base"), ("tuned-image", "tuned-base"), ("tuned-image", "image"))),
+                ("unet-base", "unet-image", "flow-base", "flow-image", "few-base", "few-image"),
+                (("unet-image", "unet-base"), ("flow-image", "flow-base"), ("few-image", "few-base"))),
+    "C5": Claim("Does the policy add to tuned weights?",
+                ("unet-base", "tuned-base", "unet-image", "tuned-image"),
+                (("tuned-base", "unet-base"), ("tuned-image", "tuned-base"), ("tuned-image", "unet-image"))),
     "C6": Claim("Trained on an imperfect reward, graded by the oracle", ("base", "image", "preference"),
                 (("preference", "base"), ("image", "preference"))),
     "C7": Claim("What refinements cost", ("base", "n1", "n3", "image", "open1", "open3", "open")),

@@ -13,7 +13,7 @@ QUERIES = 6
 def demo(
     *,
     out: str | Path,
-    backbone: str = "mini-unet",
+    backbone: str = "mini-turbo",
     policy: str = "mini-policy",
     seed: int = 0,
     n: int = 4,

@@ -54,7 +54,7 @@ class Generated:
 def generate(
     query: str | Sequence[str],
     *,
-    backbone: str | Denoiser = "mini-unet",
+    backbone: str | Denoiser = "mini-turbo",
     policy: str | Policy = "mini-policy",
     refinements: int = 5,
     window: tuple[float, float] | None = None,
@@ -163,7 +163,7 @@ def shoot(
         done += state.step > 0
         tell(phase, done, total)
 
-    everything = [*controls, CFG(job.guidance, job.negative), Film(steps, watch), Clock(watch)]
+    everything = [*controls, CFG(job.guidance, job.negative or None), Film(steps, watch), Clock(watch)]
     repeatable = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True)
     with watch("loop"), repeatable:
         result = sample(

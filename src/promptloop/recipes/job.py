@@ -23,7 +23,7 @@ class Job:
     """
 
     queries: tuple[str, ...]
-    backbone: str = "mini-unet"
+    backbone: str = "mini-turbo"
     policy: str = "mini-policy"
     refinements: int = 5
     window: tuple[float, float] = (0.0, 1.0)

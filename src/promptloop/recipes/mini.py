@@ -47,7 +47,7 @@ class Mini:
     """
 
     steps: int = 100
-    backbone: str = "mini-unet"
+    backbone: str = "mini-turbo"
     policy: str = "mini-vlm"
     reward: str = "oracle"
     gold: str = "oracle-strict"

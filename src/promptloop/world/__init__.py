@@ -4,7 +4,7 @@ from pathlib import Path
 
 WEIGHTS = Path(__file__).parent / "weights"
 
-BACKBONES = ("mini-unet", "mini-flow")
+BACKBONES = ("mini-unet", "mini-flow", "mini-turbo")
 MODELS = (*BACKBONES, "mini-vlm")  # of what build.py makes, those that ship
 MADE_FROM_THEM = ("mini-judge", "mini-policy")  # a learned reward (judge.py); mini-vlm trained by GRPO
 ELSEWHERE = {"mini-policy": "studies/image-0"}  # it is one of the studies' policies

@@ -13,14 +13,11 @@ import argparse
 import shutil
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from promptloop.world import BACKBONES
 
-if TYPE_CHECKING:
-    from promptloop.world.eyes import Pool
-
-MADE = (*BACKBONES, "mini-turbo", "mini-vlm")
+MADE = (*BACKBONES, "mini-vlm")
 STAGES = ("autoencoder", "latents", *MADE, "pack")
 SCENES = 40_000  # scenes whose latents the backbones are trained on
 STEPS = {
@@ -30,9 +27,10 @@ STEPS = {
     "mini-flow": 11_000,
     "curated": 6000,
     "mini-turbo": 1500,
+    "words": 3000,
     "eyes": 1500,
-    "mini-vlm": 1600,
-    "tuning": 1100,
+    "mini-vlm": 1000,
+    "tuning": 800,
 }
 RATES = {"mini-unet": 1.5e-3, "mini-flow": 2e-3}
 POOL = 12_000  # denoised estimates that mini-vlm is shown
@@ -52,7 +50,7 @@ def load_pipeline(out: Path, name: str, device: str) -> Any:
 
 def run_stage(stage: str, out: Path, *, seed: int, scale: float, device: str) -> None:
     """One stage. ``scale`` multiplies every number of steps and scenes (tests use a tiny one)."""
-    from promptloop.world import autoencoder, backbones, distil, speaker, tuning
+    from promptloop.world import autoencoder, backbones, distil, estimates, speaker, tuning
 
     steps = {name: max(2, int(n * scale)) for name, n in STEPS.items()}
     scenes = max(576, int(SCENES * scale))
@@ -79,33 +77,24 @@ def run_stage(stage: str, out: Path, *, seed: int, scale: float, device: str) ->
         latents = backbones.encode_scenes(teacher.vae, out, count=scenes, seed=seed, device=device)
         distil.train(teacher, latents, out / stage, steps=steps[stage], seed=seed)
     elif stage == "mini-vlm":
-        pool = estimate_pool(out, count=max(288, int(POOL * scale)), seed=seed, scenes=scenes)
+        unet, turbo = (load_pipeline(out, name, "cpu") for name in ("mini-unet", "mini-turbo"))
+        latents = backbones.encode_scenes(unet.vae, out, count=scenes, seed=seed, device="cpu")
+        pool = estimates.pool(out, unet, turbo, latents, count=max(576, int(POOL * scale)), seed=seed)
         lessons = out / stage / "lessons"
-        speaker.train(lessons, pool, steps=steps[stage], eye_steps=steps["eyes"], seed=seed, device=device)
+        speaker.train(
+            lessons,
+            pool,
+            steps=steps[stage],
+            word_steps=steps["words"],
+            eye_steps=steps["eyes"],
+            seed=seed,
+            device=device,
+        )
         tuning.train(out / stage, lessons / "model", pool, steps=steps["tuning"], seed=seed, device=device)
     elif stage == "pack":
         pack(out)
     else:
         raise ValueError(f"unknown stage {stage!r}; stages: {', '.join(STAGES)}")
-
-
-def estimate_pool(out: Path, *, count: int, seed: int, scenes: int) -> Pool:
-    """Estimates by mini-unet of the first ``count`` training scenes; cached in ``out``."""
-    from safetensors.torch import load_file, save_file
-
-    from promptloop.world.backbones import encode_scenes, scene_at
-    from promptloop.world.speaker import estimates
-
-    known = [scene_at(seed, i) for i in range(count)]
-    file = out / f"estimates-{seed}-{count}.safetensors"
-    if not file.exists():
-        pipe = load_pipeline(out, "mini-unet", "cpu")
-        latents = encode_scenes(load_vae(out, "cpu"), out, count=scenes, seed=seed, device="cpu")[:count]
-        images, when = estimates(pipe, latents, known, seed=seed)
-        save_file({"images": images.contiguous(), "when": when.contiguous()}, f"{file}.part")
-        Path(f"{file}.part").replace(file)
-    made = load_file(file)
-    return made["images"], made["when"], known
 
 
 def pack(out: Path) -> None:

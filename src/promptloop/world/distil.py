@@ -32,7 +32,7 @@ def scheduler_of(teacher: Any) -> Any:
 
     taken = ("beta_start", "beta_end", "beta_schedule", "num_train_timesteps")
     shared = {name: teacher.scheduler.config[name] for name in taken}
-    return LCMScheduler(**shared, original_inference_steps=LEVELS, clip_sample=False)
+    return LCMScheduler(**shared, original_inference_steps=LEVELS, clip_sample=False, steps_offset=1)
 
 
 def train(teacher: Any, latents: Tensor, folder: Path, *, steps: int, seed: int, lr: float = 5e-4) -> None:

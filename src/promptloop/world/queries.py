@@ -53,23 +53,35 @@ def random_ask(task: str, rng: random.Random) -> Ask:
     if task == "two objects":
         return Ask(tuple(Group(s) for s in rng.sample(shapes, 2)))
     if task == "counting":
-        return Ask(
-            (Group(rng.choice(shapes), count=rng.choice((2, 3, 4)), colour=rng.choice((None, *colours))),)
-        )
+        return counting_ask(rng)
     if task == "colours":
         return Ask((Group(rng.choice(shapes), colour=rng.choice(colours)),))
     if task == "position":
         pair = rng.sample(shapes, 2)
         hues = rng.sample(colours, 2) if rng.random() < 0.5 else (None, None)
         count = rng.choice((1, 1, 2))
-        first, second = Group(pair[0], count, hues[0]), Group(pair[1], 1, hues[1])
-        return Ask((first, second), relation=rng.choice(RELATIONS))
+        groups = [Group(pair[0], count, hues[0]), Group(pair[1], 1, hues[1])]
+        if rng.random() < 0.5:  # and a third, anywhere
+            others = [s for s in shapes if s not in pair]
+            groups.append(Group(rng.choice(others), colour=rng.choice([c for c in colours if c not in hues])))
+        return Ask(tuple(groups), relation=rng.choice(RELATIONS))
     if task == "colour attribution":
-        count = rng.choice((2, 3))
+        count = rng.choice((2, 3, 3, 4))
         return Ask(tuple(Group(rng.choice(shapes), colour=c) for c in rng.sample(colours, count)))
     if task == "fine details":
         return fine_ask(rng)
     raise ValueError(f"unknown task {task!r}; known tasks: {', '.join(TASKS)}")
+
+
+def counting_ask(rng: random.Random) -> Ask:
+    """Two to four of a kind, or two kinds of at most four things in all."""
+    first, second = rng.sample(list(SHAPES), 2)
+    hues = rng.sample(list(COLOURS), 2)
+    kinds = [Group(first, rng.choice((2, 3, 4)), rng.choice((None, hues[0])))]
+    left = 4 - kinds[0].count
+    if left and rng.random() < 0.7:
+        kinds.append(Group(second, rng.randint(1, left), rng.choice((None, hues[1]))))
+    return Ask(tuple(kinds))
 
 
 def fine_ask(rng: random.Random) -> Ask:

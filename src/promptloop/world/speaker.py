@@ -1,179 +1,25 @@
-"""``mini-vlm``: a LLaVA (CLIP + Llama) chat model of some million parameters; it speaks the world's language.
-
-It is pretrained on lessons (lessons.py) about sharp images and about denoised estimates at every noise level.
-It has not seen a reward.
+"""``mini-vlm`` learns to speak of what it sees: lessons (lessons.py) about sharp images and about denoised
+estimates at every noise level. It has not seen a reward.
 """
 
 from __future__ import annotations
 
 import random
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from promptloop.policies.message import SYSTEM
-from promptloop.world import eyes
+from promptloop.world import eyes, grammar
 from promptloop.world.autoencoder import pixels
-from promptloop.world.captions import describe, phrase
+from promptloop.world.chat_model import Spelling, blank
 from promptloop.world.eyes import Pool
 from promptloop.world.fit import fit
 from promptloop.world.lessons import Lesson, lesson
 from promptloop.world.scene import SIDE, Scene, random_scene
-from promptloop.world.spelling import chat_tokenizer
 
 BATCH = 24
-PATCH = 16
-IMAGE = "<image>" * ((SIDE // PATCH) ** 2)
-TEMPLATE = (
-    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% for c in m['content'] %}"
-    "{% if c['type'] == 'image' %}<image>{% else %}{{ c['text'] }}{% endif %}{% endfor %}"
-    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-
-
-def sample_lessons(count: int, seed: int) -> list[Lesson]:
-    rng = random.Random(f"{seed}/tokenizer")
-    return [lesson(random_scene(rng) if i % 3 else None, rng.random(), rng) for i in range(count)]
-
-
-def tokenizer(seed: int) -> Any:
-    """The policy's tokenizer: the world's words are single tokens."""
-    from transformers import PreTrainedTokenizerFast
-
-    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>"]
-    texts = [t for item in sample_lessons(4000, seed) for turn in item.turns for t in turn]
-    return PreTrainedTokenizerFast(
-        tokenizer_object=chat_tokenizer([SYSTEM] * 3 + ["system", "user", "assistant"] * 3 + texts, special),
-        pad_token="<|endoftext|>",
-        eos_token="<|im_end|>",
-        additional_special_tokens=["<|im_start|>", "<image>"],
-        padding_side="left",
-    )
-
-
-def blank(seed: int) -> tuple[Any, Any]:
-    """The untrained network and its processor."""
-    import transformers as tf
-    from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
-
-    words = tokenizer(seed)
-    vision = tf.CLIPVisionConfig(
-        hidden_size=192,
-        intermediate_size=512,
-        num_hidden_layers=3,
-        num_attention_heads=6,
-        image_size=SIDE,
-        patch_size=PATCH,
-        projection_dim=64,
-    )
-    text = tf.LlamaConfig(
-        vocab_size=len(words),
-        hidden_size=192,
-        intermediate_size=512,
-        num_hidden_layers=4,
-        num_attention_heads=6,
-        num_key_value_heads=6,
-        max_position_embeddings=512,
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=words.eos_token_id,
-        pad_token_id=words.pad_token_id,
-    )
-    config = tf.LlavaConfig(  # type: ignore[call-arg]  # image_token_id is image_token_index's other name
-        vision_config=vision,
-        text_config=text,
-        image_token_id=words.convert_tokens_to_ids("<image>"),
-        image_seq_length=(SIDE // PATCH) ** 2,
-        vision_feature_layer=-1,
-        tie_word_embeddings=True,
-    )
-    network = tf.LlavaForConditionalGeneration(config)
-    network.generation_config = tf.GenerationConfig(
-        eos_token_id=words.eos_token_id, pad_token_id=words.pad_token_id
-    )
-    images = LlavaImageProcessorPil(
-        size={"shortest_edge": SIDE},
-        crop_size={"height": SIDE, "width": SIDE},
-        image_mean=[0.5] * 3,
-        image_std=[0.5] * 3,
-    )
-    processor = tf.LlavaProcessor(
-        images,
-        words,
-        patch_size=PATCH,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-        chat_template=TEMPLATE,
-    )
-    return network, processor
-
-
-@torch.no_grad()
-def estimates(
-    pipe: Any, latents: Tensor, scenes: list[Scene], *, seed: int, steps: int = 20
-) -> tuple[Tensor, Tensor]:
-    """Denoised estimates uint8 [N, 3, 64, 64] of noised latents by ``mini-unet``, and their progress [N].
-
-    The prompt is what a user or a policy may have said of the scene: the estimate mixes what the noise still
-    shows with what the words make the network believe, as inside a trajectory.
-    """
-    from promptloop.world.backbones import tokens
-
-    rows, when = [], []
-    for first in range(0, len(latents), 64):
-        rng = random.Random(f"{seed}/estimates/{first}")
-        part = latents[first : first + 64].float()
-        noise = torch.randn(part.shape, generator=torch.Generator().manual_seed(rng.getrandbits(60)))
-        done = torch.tensor([rng.randint(1, steps - 1) for _ in part])
-        t = (1000 - 1000 * (done - 1) // steps - 1).clamp(0, 999)
-        abar = pipe.scheduler.alphas_cumprod[t].view(-1, 1, 1, 1)
-        texts = [phrase(describe(s, rng, dense=0.7)) for s in scenes[first : first + 64]]
-        text = pipe.text_encoder(tokens(pipe.tokenizer, texts, "cpu"))[0]
-        x = abar.sqrt() * part + (1 - abar).sqrt() * noise
-        clean = (x - (1 - abar).sqrt() * pipe.unet(x, t, text).sample) / abar.sqrt()
-        image = pipe.vae.decode(clean / pipe.vae.config.scaling_factor + pipe.vae.config.shift_factor).sample
-        rows.append(((image + 1) * 127.5).clamp(0, 255).round().byte())
-        when.append(done / steps)
-    return torch.cat(rows), torch.cat(when)
-
-
-class Spelling:
-    """Lessons to token ids and labels; the text is what the chat template makes of the same messages."""
-
-    def __init__(self, words: Any) -> None:
-        self.words = words
-        self.known: dict[str, list[int]] = {}
-
-    def ids(self, text: str) -> list[int]:
-        if text not in self.known:
-            if len(self.known) > 50_000:
-                self.known.clear()
-            self.known[text] = self.words(text, add_special_tokens=False).input_ids
-        return self.known[text]
-
-    def spell(self, item: Lesson) -> tuple[list[int], list[int]]:
-        ids = list(self.ids(f"<|im_start|>system\n{SYSTEM}<|im_end|>\n"))
-        labels = [-100] * len(ids)
-        for k, (says, answer) in enumerate(item.turns):
-            picture = IMAGE if item.sees and k == 0 else ""
-            asked = self.ids(f"<|im_start|>user\n{picture}{says}<|im_end|>\n<|im_start|>assistant\n")
-            told = self.ids(f"{answer}<|im_end|>")
-            end = self.ids("\n")
-            ids = ids + asked + told + end
-            labels = labels + [-100] * len(asked) + told + [-100] * len(end)
-        return ids, labels
-
-    def batch(self, items: list[Lesson]) -> tuple[Tensor, Tensor, Tensor]:
-        rows = [self.spell(item) for item in items]
-        width = max(len(ids) for ids, _ in rows)
-        pad = self.words.pad_token_id
-        ids = torch.tensor([r + [pad] * (width - len(r)) for r, _ in rows])
-        labels = torch.tensor([r + [-100] * (width - len(r)) for _, r in rows])
-        lengths = torch.tensor([len(r) for r, _ in rows])
-        return ids, labels, (torch.arange(width) < lengths[:, None]).long()
 
 
 def draw(pool: Pool, seed: int, step: int | str, *, held_out: bool = False) -> tuple[list[Lesson], Tensor]:
@@ -213,14 +59,20 @@ def train(
     pool: Pool,
     *,
     steps: int,
+    word_steps: int,
     eye_steps: int,
     seed: int,
     lr: float = 1.5e-3,
     device: str = "cpu",
 ) -> None:
-    """Trains the eyes, then all of it on lessons about ``pool`` and sharp images; saves ``folder/model``."""
+    """Trains the words, the eyes, then all of it on lessons about ``pool`` and sharp images.
+
+    Saves ``folder/model``.
+    """
     torch.manual_seed(seed)
     network, processor = blank(seed)
+    words = processor.tokenizer
+    grammar.train(network, words, folder / "words", steps=word_steps, seed=seed, device=device)
     eyes.train(network.model.vision_tower, folder / "eyes", pool, steps=eye_steps, seed=seed, device=device)
     network.to(device).train()
     spelling = Spelling(processor.tokenizer)

@@ -22,47 +22,62 @@ from promptloop.policies.contract import Request
 from promptloop.policies.message import KEEP, USER, percent
 from promptloop.policies.processor import load_processor
 from promptloop.world.autoencoder import pixels
-from promptloop.world.captions import Ask, phrase
+from promptloop.world.captions import Ask, Group, phrase
+from promptloop.world.chat_model import Spelling
 from promptloop.world.eyes import Pool
 from promptloop.world.fit import fit
-from promptloop.world.lessons import MEANS, Lesson, any_query, fits, rewrite, seeing_turn, user_says, words
+from promptloop.world.lessons import (
+    MEANS,
+    Lesson,
+    any_query,
+    fits,
+    missing,
+    rewrite,
+    seeing_turn,
+    user_says,
+    words,
+)
 from promptloop.world.scene import Scene, random_scene
 from promptloop.world.scripted import bare, coloured, laid_out, readable
-from promptloop.world.speaker import Spelling
 from promptloop.world.words import PLACES
 
 BLIND, SEEING = 24, 32  # chats in a batch without images, and with
 TURNS = 5  # of a chat without an image
+SHUFFLED = 0.05  # how often an answer has another order than the query (docs/log.md, sixth session)
 HELD_OUT = 256  # scenes at the end of the pool, for checks
 
 
 def mended(scene: Scene, ask: Ask, rng: random.Random) -> Ask | None:
-    """``ask`` with what ``scene`` lacks said first, perhaps at the place of a spare thing.
+    """``ask`` with what ``scene`` lacks perhaps sent to the place of a spare thing, seldom said first.
 
     What is there already may be named with the colour it has. None where nothing lacks, or where a relation
-    fixes the order.
+    fixes the places.
     """
-    spare, right, lacking = list(scene.things), [], []
-    for group in ask.groups:
+    spare, said, lacking = list(scene.things), list[Group](), list[int]()
+    for k, group in enumerate(ask.groups):
         there = [t for t in spare if fits(t, group)][: group.count]
         if len(there) < group.count:
-            lacking.append(group)
+            lacking.append(k)
+            said.append(group)
             continue
         spare = [t for t in spare if t not in there]
         named = group.colour is None and group.count == 1 and rng.random() < 0.6
-        right.append(replace(group, colour=there[0].colour) if named else group)
+        said.append(replace(group, colour=there[0].colour) if named else group)
     if not lacking or ask.relation:
         return None
-    said = list(coloured(Ask((*lacking, *right)), rng).groups) if rng.random() < 0.6 else [*lacking, *right]
+    if rng.random() < 0.6:
+        said = list(coloured(Ask(tuple(said)), rng).groups)
     rng.shuffle(spare)
     if rng.random() < 0.6:
-        for k, thing in zip(range(len(lacking)), spare, strict=False):
+        for k, thing in zip(lacking, spare, strict=False):
             if said[k].count == 1:
                 said[k] = replace(said[k], place=(thing.column, thing.row))
+    if rng.random() < SHUFFLED:
+        said = [said[k] for k in lacking] + [g for k, g in enumerate(said) if k not in lacking]
     return Ask(tuple(said), None, ask.ground)
 
 
-def faithful(ask: Ask, rng: random.Random) -> Ask:
+def faithful(ask: Ask, rng: random.Random, *, shuffled: float = SHUFFLED) -> Ask:
     """``ask`` in one of many ways that keep it: coloured, laid out, reordered, seldom without details."""
     if rng.random() < 0.4:
         ask = coloured(ask, rng)
@@ -75,32 +90,36 @@ def faithful(ask: Ask, rng: random.Random) -> Ask:
         if groups[k].count == 1:
             groups[k] = replace(groups[k], place=rng.choice(tuple(PLACES)))
         ask = Ask(tuple(groups), ask.relation, ask.ground)
-    if ask.relation is None and rng.random() < 0.3:
+    if ask.relation is None and rng.random() < shuffled:
         ask = Ask(tuple(rng.sample(ask.groups, len(ask.groups))), None, ask.ground)
     return bare(ask) if rng.random() < 0.1 else ask
 
 
-def answer(scene: Scene | None, ask: Ask, rng: random.Random) -> str:
+def answer(scene: Scene | None, ask: Ask, rng: random.Random, *, shuffled: float = SHUFFLED) -> str:
     """A prompt for ``ask`` where the image shows ``scene``."""
     kind = rng.random()
-    if kind < 0.1:
+    if kind < 0.1 or (scene is not None and missing(scene, ask) is None and rng.random() < 0.3):
         return KEEP
     if kind < 0.18:  # the wide repertoire of the lessons: parts, single things
         return rewrite(ask, rng)
     better = mended(scene, ask, rng) if scene is not None and rng.random() < 0.6 else None
-    said = faithful(ask, rng) if better is None else better
+    said = faithful(ask, rng, shuffled=shuffled) if better is None else better
     say, terse = words(rng, 0.02), rng.random() < 0.5 or not readable(phrase(said))
     return phrase(said, say, terse=terse)
 
 
-def writing_turn(scene: Scene | None, progress: float, rng: random.Random) -> tuple[str, str]:
-    """The policy's own message about ``scene`` and an answer."""
+def writing_turn(
+    scene: Scene | None, progress: float, rng: random.Random, *, shuffled: float = SHUFFLED
+) -> tuple[str, str]:
+    """The policy's own message about ``scene`` and an answer, ``shuffled`` so often."""
     ask = any_query(scene, rng)
     query = user_says(ask, rng)
-    prompt = query if progress == 0 or rng.random() < 0.4 else answer(None, ask, rng)
+    prompt = query if progress == 0 or rng.random() < 0.4 else answer(None, ask, rng, shuffled=shuffled)
     prompt = query if prompt == KEEP else prompt
     asked = Request(query, prompt, None, progress)
-    return USER.format(query=query, prompt=prompt, percent=percent(asked)), answer(scene, ask, rng)
+    return USER.format(query=query, prompt=prompt, percent=percent(asked)), answer(
+        scene, ask, rng, shuffled=shuffled
+    )
 
 
 def plain_turn(scene: Scene | None, rng: random.Random) -> tuple[str, str]:

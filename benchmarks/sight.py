@@ -1,0 +1,91 @@
+"""How much of what an estimate lacks does mini-vlm see, when it is asked?
+
+    OMP_NUM_THREADS=1 python benchmarks/sight.py --backbone mini-unet --at 4 8 12
+
+"Wanted: ... What is missing or wrong?" about estimates of 98 training-side queries (those without a relation;
+the query alone as prompt, noise seeds 0 and up), answered greedily, against what the oracle's eyes find.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+
+import torch
+from torch import Tensor
+
+from promptloop.controls import CFG
+from promptloop.denoisers import load
+from promptloop.policies.message import SYSTEM
+from promptloop.policies.mllm import Mllm
+from promptloop.recipes.shot import pixels
+from promptloop.recipes.usual import usual
+from promptloop.sample import State, sample
+from promptloop.world.captions import Ask, parse
+from promptloop.world.lessons import MISSING
+from promptloop.world.queries import queries
+from promptloop.world.reading import read
+from promptloop.world.scripted import Look
+
+
+def said(policy: Mllm, image: Tensor, text: str) -> str:
+    """The answer to a question about an image [3, H, W], greedily."""
+    from PIL import Image
+
+    turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}
+    chat = [{"role": "system", "content": [{"type": "text", "text": SYSTEM}]}, turn]
+    whole = policy.processor.apply_chat_template(chat, add_generation_prompt=True)
+    shown = [[Image.fromarray(pixels(image))]]
+    inputs = policy.processor(text=[whole], images=shown, return_tensors="pt", add_special_tokens=False)
+    out = policy.network.generate(**inputs, max_new_tokens=40, do_sample=False)
+    start = inputs["input_ids"].shape[1]
+    return str(policy.processor.tokenizer.decode(out[0, start:], skip_special_tokens=True)).strip()
+
+
+def verdict(answer: str, ask: Ask, lacking: list[int]) -> str:
+    """What is right or wrong with the answer."""
+    if answer == "nothing":
+        return "misses it" if lacking else "exactly right: nothing"
+    if not lacking:
+        return "false alarm"
+    try:
+        named = sorted((g.shape or "", g.colour or "") for g in parse(answer).groups)
+    except ValueError:
+        return "unreadable"
+    wanted = sorted((ask.groups[k].shape or "", ask.groups[k].colour or "") for k in lacking)
+    return "exactly right: names it" if named == wanted else "names something else too, or less"
+
+
+@torch.no_grad()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--backbone", default="mini-unet", help="name or folder")
+    parser.add_argument("--at", type=int, nargs="*", default=[4, 8, 12], help="after how many steps")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    denoiser, its, policy = load(args.backbone), usual(args.backbone), Mllm.load("mini-vlm")
+    asked = [query for query in queries(98, 0, held_out=False) if not query.ask.relation]
+    estimates: dict[int, Tensor] = {}
+
+    def keep(state: State) -> None:
+        if state.step in args.at and state.transition is not None:
+            estimates[state.step] = denoiser.decode(state.transition.clean)
+
+    sample(
+        denoiser,
+        [query.text for query in asked],
+        seeds=range(len(asked)),
+        steps=its.steps,
+        controls=[CFG(its.guidance)],
+        on_step=keep,
+    )
+    for step, images in estimates.items():
+        found: Counter[str] = Counter()
+        for image, query in zip(images, asked, strict=True):
+            lacking = Look().lacking(read(image[None]), query.ask)
+            found[verdict(said(policy, image, MISSING.format(query=query.text)), query.ask, lacking)] += 1
+        print(f"step {step}: " + ", ".join(f"{what} {n}" for what, n in found.most_common()), flush=True)
+
+
+if __name__ == "__main__":
+    main()
