@@ -19,7 +19,7 @@ def test_demo_grades_six_held_out_queries(
 ) -> None:
     """Fails if the table shows other numbers than the trace, or if an embedded backbone is not graded."""
     models = {
-        "mini-unet": tiny.saved(tiny.sd(sample=32), tmp_path / "sd"),
+        "mini-turbo": tiny.saved(tiny.sd(sample=32), tmp_path / "sd"),
         "mini-policy": tiny_vlm.build("llava", tmp_path / "vlm"),
     }
     monkeypatch.setattr(parts, "weights", models.__getitem__)

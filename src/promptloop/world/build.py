@@ -30,7 +30,7 @@ STEPS = {
     "words": 3000,
     "eyes": 1500,
     "mini-vlm": 1000,
-    "tuning": 800,
+    "tuning": 1000,
 }
 RATES = {"mini-unet": 1.5e-3, "mini-flow": 2e-3}
 POOL = 12_000  # denoised estimates that mini-vlm is shown
