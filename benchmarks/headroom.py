@@ -78,6 +78,7 @@ def summarise(row: dict) -> dict:
         "strict_interval": interval(strictly),
         "window": row["window"],
         "per_query_soft": [round(v, 3) for v in soft.tolist()],
+        "per_query_strict": [round(v, 3) for v in strict.tolist()],
     }
 
 
