@@ -81,7 +81,7 @@ def generate(
     steps: Steps = None,
     guidance: Guidance = None,
     negative: Negative = "",
-    temperature: Temperature = 1.0,
+    temperature: Temperature = 0.0,
     seed: Seed = 0,
     n: Count = 4,
     compare: Compare = False,

@@ -57,7 +57,7 @@ def test_take_moves_every_field() -> None:
     assert moved.memory["mark"].tolist() == [2, 0] and moved.memory["word"] == ("c", "a")
     assert torch.equal(moved.memory["path"], state.memory["path"][order])
     assert moved.memory["path_prompts"] == (("far",) * 3, ("up",) * 3)
-    assert torch.equal(moved.memory["embedded negative ''"].fields["added"], torch.zeros(2, 1))
+    assert torch.equal(moved.memory["embedded negative None"].fields["added"], torch.zeros(2, 1))
     each = Transition(torch.zeros(3, 2), torch.tensor([[1.0], [2.0], [3.0]]), torch.zeros(3, 2))
     assert each.take(torch.tensor(order)).std.flatten().tolist() == [3.0, 1.0]
 

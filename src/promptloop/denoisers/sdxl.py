@@ -53,6 +53,5 @@ class SDXL(UNetDenoiser):
         mean, std = settings.get("latents_mean"), settings.get("latents_std")
         if mean is None or std is None:
             return super()._unscaled(x)
-        wide = {"dtype": x.dtype, "device": x.device}
-        mean, std = (torch.tensor(v, **wide).view(1, -1, 1, 1) for v in (mean, std))
+        mean, std = (torch.tensor(v, dtype=x.dtype, device=x.device).view(1, -1, 1, 1) for v in (mean, std))
         return super()._unscaled(x) * std + mean

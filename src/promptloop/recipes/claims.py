@@ -16,13 +16,16 @@ from promptloop.recipes.usual import PAPER_WINDOW
 
 SEEDS = 3  # of the noise, where nothing is trained
 
+BRANCH = Mini(steps=120, first_alone=30, credit="branch")
+
 TRAINED: dict[str, tuple[Mini, int]] = {  # name -> settings, number of seeds
-    "image": (Mini(first_alone=40), 1),
-    "blind": (Mini(first_alone=40, image_dropout=1.0), 1),
-    "ahead": (Mini(refinements=1), 1),
-    "always": (Mini(first_alone=40, image_dropout=0.0), 1),
-    "preference": (Mini(first_alone=40, reward="preference", gold="oracle"), 1),
+    "blind": (replace(BRANCH, image_dropout=1.0), 1),
+    "image": (replace(BRANCH, steps=60, first_alone=0, lr=1e-3), 1),
+    "ahead": (Mini(steps=120, refinements=1), 1),
+    "always": (replace(BRANCH, image_dropout=0.0), 1),
+    "preference": (replace(BRANCH, reward="preference", gold="oracle"), 1),
 }
+GOES_ON = {"image": "blind"}  # trained on from that policy: to write well first, then to look
 
 TUNED: dict[str, MiniDPO] = {"tuned": MiniDPO(policy="mini-policy")}  # backbones with weights of their own
 

@@ -62,7 +62,7 @@ def generate(
     steps: int | None = None,
     guidance: float | None = None,
     negative: str = "",
-    temperature: float = 1.0,
+    temperature: float = 0.0,
     seed: int = 0,
     n: int = 4,
     compare: bool = False,

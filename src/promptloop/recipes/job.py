@@ -31,7 +31,7 @@ class Job:
     steps: int = 20
     guidance: float = 5.0
     negative: str = ""
-    temperature: float = 1.0
+    temperature: float = 0.0
     seed: int = 0
     n: int = 4
     compare: bool = False

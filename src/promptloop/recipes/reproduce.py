@@ -19,7 +19,7 @@ from promptloop.bench.arms import measured
 from promptloop.bench.paired import difference, interval
 from promptloop.names import one_of
 from promptloop.recipes import parts, runs
-from promptloop.recipes.claims import CLAIMS, ROWS, TRAINED, TUNED, Claim, Row
+from promptloop.recipes.claims import CLAIMS, GOES_ON, ROWS, TRAINED, TUNED, Claim, Row
 from promptloop.recipes.mini import mini
 from promptloop.recipes.mini_dpo import mini_dpo
 from promptloop.solvers import Scheduler, Solver
@@ -157,13 +157,13 @@ def named(name: str, seed: int, policies: Path | None) -> str:
 
 
 def loaded(said: Row, seed: int, policies: Path | None) -> tuple[Any, Any, Solver | None]:
-    """The row's denoiser, its policy (drafts are drawn at temperature 1, as in training) and its solver."""
+    """The row's denoiser, its policy (greedy, as in `promptloop generate`) and its solver."""
     backbone = named(said.backbone, 0, policies)
     denoiser = parts.backbone(backbone, torch.device("cpu"), torch.bfloat16).value
     policy = None
     if said.policy is not None:
         folder = parts.locate(named(said.policy, seed, policies), "policy")[0]
-        policy = parts.chat_policy(folder, max_new_tokens=32)
+        policy = parts.chat_policy(folder, max_new_tokens=32, temperature=0.0)
     return denoiser, policy, solver_named(said.solver)
 
 
@@ -188,6 +188,8 @@ def train_all(out: Path, *, only: Sequence[str] = (), say: Say = print, **overri
             if (only and folder.name not in only) or (folder / runs.POLICY).is_dir():
                 continue
             begun = (folder / runs.CONFIG).exists()
+            if name in GOES_ON:
+                settings = replace(settings, policy=str(out / f"{GOES_ON[name]}-{seed}"))
             mini(replace(settings, seed=seed, **overrides), folder, resume=begun, say=say)
     for name, tuning in TUNED.items():
         folder = out / f"{name}-0"

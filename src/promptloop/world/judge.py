@@ -52,7 +52,8 @@ class Judge(nn.Module):
     def __init__(self, size: Size) -> None:
         super().__init__()
         self.size = size
-        self.patches, self.words = nn.Linear(size.vision, size.width), nn.Linear(size.text, size.width)
+        self.patches = nn.Sequential(nn.LayerNorm(size.vision), nn.Linear(size.vision, size.width))
+        self.words = nn.Linear(size.text, size.width)
         self.layers = nn.ModuleList(
             nn.TransformerDecoderLayer(size.width, 4, 2 * size.width, 0.0, batch_first=True, norm_first=True)
             for _ in range(size.layers)
