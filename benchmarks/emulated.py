@@ -42,7 +42,7 @@ class Perfect:
         return getattr(self.denoiser, name)
 
     def clean(self, x: Tensor, level: Level, cond: Any) -> Tensor:
-        without = self.denoiser.embed([""])[[0] * len(x)]
+        without = self.denoiser.without()[[0] * len(x)]
         rest = [known for known in self.grid if known.share <= level.share + 1e-9]
         places = sorted({round(k * (len(rest) - 1) / self.inner) for k in range(1, self.inner + 1)})
         for after in (rest[k] for k in places):

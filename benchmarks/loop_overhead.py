@@ -40,6 +40,8 @@ SCALE = 5.0
 CASES: dict[str, Callable[[], Any]] = {
     "sd tiny": tiny.sd,
     "sd real": lambda: tiny.sd(width=48, sample=16),
+    "sdxl tiny": tiny.sdxl,
+    "sdxl real": lambda: tiny.sdxl(width=48, sample=16),
     "sd3 tiny": tiny.sd3,
     "sd3 real": lambda: tiny.sd3(layers=3, heads=12, sample=16),
 }

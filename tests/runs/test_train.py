@@ -32,13 +32,19 @@ def killed_and_resumed(run: Path, steps: int, kills: int, models: list[str]) -> 
         enough = min(seen + 2, steps - 1)
         while process.poll() is None and time.time() < deadline and updates_done(run) < enough:
             time.sleep(0.02)
-        time.sleep(rng.random() * 0.5)
+        time.sleep(rng.random() * an_update(run))
         process.send_signal(signal.SIGKILL)
         process.communicate()
         assert process.returncode == -signal.SIGKILL, "it had ended before it was killed: give more steps"
     assert updates_done(run) < steps, "it was done before the last kill: give more steps"
     code, _, err = train("mini", "--resume", "--out", str(run))
     assert code == 0, err
+
+
+def an_update(run: Path) -> float:
+    """The seconds of the last update: the same moment of it on a fast machine and on a slow one."""
+    last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    return sum(float(value) for name, value in last.items() if name.startswith("seconds/"))
 
 
 @pytest.mark.slow
@@ -48,14 +54,14 @@ def test_killed_at_random_and_resumed_equals_uninterrupted(models: list[str], tm
     In update 1 the first draft is alone (--first-alone 1).
     """
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    code, out, err = train("mini", "--steps", "12", "--out", str(whole), *models, *SMALL)
+    code, out, err = train("mini", "--steps", "30", "--out", str(whole), *models, *SMALL)
     assert code == 0, err
-    assert "12 updates" in out and (whole / "README.md").is_file()
-    assert (whole / "sheets" / "000012.png").is_file()
-    for update, written in (("000001", 1), ("000012", 2)):
+    assert "30 updates" in out and (whole / "README.md").is_file()
+    assert (whole / "sheets" / "000030.png").is_file()
+    for update, written in (("000001", 1), ("000030", 2)):
         told = json.loads((whole / "sheets" / f"{update}.json").read_text())
         assert {len(episode["drafts"]) for episode in told} == {written}
-    killed_and_resumed(parts, 12, 5, models)
+    killed_and_resumed(parts, 30, 5, models)
     a, b = result(whole), result(parts)
     assert a.keys() == b.keys() and all(bool((a[k] == b[k]).all()) for k in a)
     assert learned(a)

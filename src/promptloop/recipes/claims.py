@@ -96,9 +96,10 @@ ROWS: dict[str, Row] = {
 }
 
 CLAIMS: dict[str, Claim] = {
-    "C1": Claim("The trained policy against the query alone", ("base", "image"), (("image", "base"),)),
-    "C2": Claim("Against feed-forward GRPO (one rewrite, no image), the same episodes and updates",
-                ("ahead", "image"), (("image", "ahead"),)),
+    "C1": Claim("A trained policy against the query alone", ("base", "ahead", "image"),
+                (("ahead", "base"), ("image", "base"))),
+    "C2": Claim("Against feed-forward GRPO (one rewrite, no image), which had two thirds of the updates",
+                ("ahead", "blind", "image"), (("image", "ahead"), ("blind", "ahead"))),
     "C3": Claim("The ablation", ("base", "untrained-blind", "untrained", "ahead", "blind", "image"),
                 (("untrained", "base"), ("ahead", "untrained"), ("blind", "ahead"), ("image", "blind"))),
     "C4": Claim("One policy, other backbones",

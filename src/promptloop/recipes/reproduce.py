@@ -194,7 +194,7 @@ def train_all(out: Path, *, only: Sequence[str] = (), say: Say = print, **overri
     for name, tuning in TUNED.items():
         folder = out / f"{name}-0"
         if not (only and folder.name not in only) and not (folder / runs.BACKBONE).is_dir():
-            tuning = replace(tuning, policy=str(out / "image-0"))  # not the one that ships
+            tuning = replace(tuning, policy=str(out / "ahead-0"))  # not the one that ships
             mini_dpo(tuning, folder, resume=(folder / runs.CONFIG).exists(), say=say)
 
 

@@ -8,6 +8,7 @@ import random
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from promptloop.policies.message import SYSTEM
@@ -135,3 +136,15 @@ class Spelling:
         labels = torch.tensor([r + [-100] * (width - len(r)) for _, r in rows])
         lengths = torch.tensor([len(r) for r, _ in rows])
         return ids, labels, (torch.arange(width) < lengths[:, None]).long()
+
+
+def told_loss(
+    network: Any, spelling: Spelling, items: list[Lesson], shown: Tensor | None, device: str
+) -> Tensor:
+    """Mean cross-entropy of the answers of ``items``; ``shown`` [M, 3, H, W]: images of those that see."""
+    ids, labels, mask = (t.to(device) for t in spelling.batch(items))
+    sees = any(item.sees for item in items)
+    pictures = shown.to(device) if shown is not None and sees else None
+    hidden = network.model(input_ids=ids, attention_mask=mask, pixel_values=pictures, use_cache=False)[0]
+    told = labels[:, 1:] != -100
+    return F.cross_entropy(network.lm_head(hidden[:, :-1][told]), labels[:, 1:][told])

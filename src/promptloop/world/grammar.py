@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from promptloop.world.chat_model import Spelling
+from promptloop.world.chat_model import Spelling, told_loss
 from promptloop.world.fit import fit
 from promptloop.world.lessons import Lesson
 from promptloop.world.tuning import plain_turn, writing_turn
@@ -49,10 +48,7 @@ def train(
     spelling = Spelling(words)
 
     def loss_of(items: list[Lesson]) -> Tensor:
-        ids, labels, mask = (t.to(device) for t in spelling.batch(items))
-        hidden = network.model.language_model(input_ids=ids, attention_mask=mask, use_cache=False)[0]
-        told = labels[:, 1:] != -100
-        return F.cross_entropy(network.lm_head(hidden[:, :-1][told]), labels[:, 1:][told])
+        return told_loss(network, spelling, items, None, device)
 
     def check(step: int) -> dict[str, float]:
         losses = [loss_of(draw(seed, f"check/{i}")).item() for i in range(4)]

@@ -8,12 +8,11 @@ import random
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from promptloop.world import eyes, grammar
 from promptloop.world.autoencoder import pixels
-from promptloop.world.chat_model import Spelling, blank
+from promptloop.world.chat_model import Spelling, blank, told_loss
 from promptloop.world.eyes import Pool
 from promptloop.world.fit import fit
 from promptloop.world.lessons import Lesson, lesson
@@ -78,10 +77,7 @@ def train(
     spelling = Spelling(processor.tokenizer)
 
     def loss_of(items: list[Lesson], shown: Tensor) -> Tensor:
-        ids, labels, mask = (t.to(device) for t in spelling.batch(items))
-        pictures = shown.to(device) if any(item.sees for item in items) else None
-        out = network(input_ids=ids, attention_mask=mask, pixel_values=pictures, use_cache=False).logits
-        return F.cross_entropy(out[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
+        return told_loss(network, spelling, items, shown, device)
 
     def loss_at(step: int) -> Tensor:
         return loss_of(*draw(pool, seed, step))

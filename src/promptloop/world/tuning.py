@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from promptloop.policies.contract import Request
@@ -23,7 +22,7 @@ from promptloop.policies.message import KEEP, USER, percent
 from promptloop.policies.processor import load_processor
 from promptloop.world.autoencoder import pixels
 from promptloop.world.captions import Ask, Group, phrase
-from promptloop.world.chat_model import Spelling
+from promptloop.world.chat_model import Spelling, told_loss
 from promptloop.world.eyes import Pool
 from promptloop.world.fit import fit
 from promptloop.world.lessons import (
@@ -183,10 +182,7 @@ def train(
     spelling = Spelling(processor.tokenizer)
 
     def loss_of(items: list[Lesson], shown: Tensor | None) -> Tensor:
-        ids, labels, mask = (t.to(device) for t in spelling.batch(items))
-        pictures = None if shown is None else shown.to(device)
-        out = network(input_ids=ids, attention_mask=mask, pixel_values=pictures, use_cache=False)
-        return F.cross_entropy(out.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
+        return told_loss(network, spelling, items, shown, device)
 
     def save() -> None:
         network.eval()
