@@ -1,6 +1,6 @@
 """How much can feedback gain in the embedded world? Scripted policies on held-out queries, paired by seed.
 
-    python benchmarks/headroom.py --backbone mini-unet --queries 140 --seeds 3 --out docs/world
+    python benchmarks/headroom.py --backbone NAME --queries 98 --seeds 3 --out docs/world/headroom-NAME.json
 
 Arms: (a) the query as it is, (b) rewriting ahead, (c) a timed schedule that never looks, (d) a policy that
 looks at the estimate, (e) the same shown another sample's estimate. Variants of (b), (c) and (d) are chosen

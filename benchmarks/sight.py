@@ -1,14 +1,16 @@
-"""How much of what an estimate lacks does mini-vlm see, when it is asked?
+"""How much of what there is does mini-vlm see, when it is asked, and how much of what an estimate lacks?
 
-    OMP_NUM_THREADS=1 python benchmarks/sight.py --backbone mini-unet --at 4 8 12
+    OMP_NUM_THREADS=1 python benchmarks/sight.py --backbone mini-turbo --at 2 4 6
 
-"Wanted: ... What is missing or wrong?" about estimates of 98 training-side queries (those without a relation;
-the query alone as prompt, noise seeds 0 and up), answered greedily, against what the oracle's eyes find.
+"What is there?" about 200 rendered scenes: the share of things named in shape and colour. Then "Wanted: ...
+What is missing or wrong?" about estimates of 98 training-side queries (those without a relation; the query
+alone as prompt, noise seeds 0 and up), answered greedily, against what the oracle's eyes find.
 """
 
 from __future__ import annotations
 
 import argparse
+import random
 from collections import Counter
 
 import torch
@@ -21,10 +23,14 @@ from promptloop.policies.mllm import Mllm
 from promptloop.recipes.shot import pixels
 from promptloop.recipes.usual import usual
 from promptloop.sample import State, sample
+from promptloop.world.autoencoder import pixels as sharp
 from promptloop.world.captions import Ask, parse
+from promptloop.world.chat_model import Spelling
+from promptloop.world.drills import recall
 from promptloop.world.lessons import MISSING
 from promptloop.world.queries import queries
 from promptloop.world.reading import read
+from promptloop.world.scene import random_scene
 from promptloop.world.scripted import Look
 
 
@@ -59,11 +65,16 @@ def verdict(answer: str, ask: Ask, lacking: list[int]) -> str:
 @torch.no_grad()
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--backbone", default="mini-unet", help="name or folder")
-    parser.add_argument("--at", type=int, nargs="*", default=[4, 8, 12], help="after how many steps")
+    parser.add_argument("--backbone", default="mini-turbo", help="name or folder")
+    parser.add_argument("--policy", default="mini-vlm", help="name or folder")
+    parser.add_argument("--at", type=int, nargs="*", default=[2, 4, 6], help="after how many steps")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    denoiser, its, policy = load(args.backbone), usual(args.backbone), Mllm.load("mini-vlm")
+    denoiser, its, policy = load(args.backbone), usual(args.backbone), Mllm.load(args.policy)
+    rng = random.Random(0)
+    scenes = [random_scene(rng) for _ in range(200)]
+    spelling = Spelling(policy.processor.tokenizer)
+    print(f"rendered scenes: {recall(policy.network, spelling, sharp(scenes), scenes):.2f} named rightly")
     asked = [query for query in queries(98, 0, held_out=False) if not query.ask.relation]
     estimates: dict[int, Tensor] = {}
 

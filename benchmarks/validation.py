@@ -3,33 +3,39 @@
     python benchmarks/validation.py query mini-vlm runs/mini lessons tuning ahead look
     python benchmarks/validation.py runs/mini --refinements 1
     python benchmarks/validation.py look --shown "another's"
+    python benchmarks/validation.py mini-policy,look-or-keep --refinements 8
 
 A policy is "query" (nobody writes), a name or folder as `--policy` takes it, or a script: "lessons" and
-"tuning" answer as mini-vlm's two trainings do, "ahead" and "look" are the best of the headroom study. Soft
-and strict scores on a backbone sampled as usual (bfloat16, seeds 50,000 and up), one standard error; for chat
-models also what 420 first drafts say: "right" names every thing with its shape, count and colour and nothing
-else (details may be missing; the relation and the ground are not looked at), "mixed up" something that was
-not asked. The world is small, so some of the queries occur in trainings too. Held-out queries are for
-docs/results.md; nothing is chosen on them.
+"tuning" answer as mini-vlm's two trainings do, "ahead" and "look" are the best of the headroom study,
+"look-or-keep" keeps the prompt in force where nothing lacks; "A,B": the first draft is A's, the others B's.
+Soft and strict scores on a backbone sampled as usual (bfloat16, seeds 50,000 and up), one standard error;
+for chat models also what 420 first drafts say: "right" names every thing with its shape, count and colour
+and nothing else (details may be missing; the relation and the ground are not looked at), "mixed up"
+something that was not asked. The world is small, so some of the queries occur in trainings too. Held-out
+queries are for docs/results.md; nothing is chosen on them.
 """
 
 from __future__ import annotations
 
 import argparse
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from promptloop.bench.arms import Way, measured
-from promptloop.policies.contract import Policy, Request
+from promptloop.policies.contract import Draft, Policy, Request
 from promptloop.policies.fixed import Fixed
+from promptloop.policies.mllm import Mllm
 from promptloop.recipes import parts
 from promptloop.recipes.usual import usual
 from promptloop.world import lessons, tuning
 from promptloop.world.captions import Group, parse
 from promptloop.world.queries import queries
-from promptloop.world.scripted import Ahead, Look
+from promptloop.world.reading import read
+from promptloop.world.scripted import Ahead, Look, bare
 
 
 @dataclass(frozen=True)
@@ -43,12 +49,46 @@ class Teacher(Fixed):
         return tuning.answer(None, ask, rng) if self.tuned else lessons.rewrite(ask, rng)
 
 
+@dataclass(frozen=True)
+class LookOrKeep(Fixed):
+    """Mends what lacks, with the oracle's own eyes, and else keeps the prompt."""
+
+    look: Look = Look(until=1.0)
+
+    def answer(self, request: Request, rng: random.Random) -> str:
+        if request.estimate is None:
+            return request.prompt
+        ask = parse(request.query)
+        wanted = ask if request.progress >= self.look.fine else bare(ask)
+        lacking = self.look.lacking(read(request.estimate[None]), wanted)
+        return self.look.answer(request, rng) if lacking else request.prompt
+
+
+class Then(Policy):
+    """The first draft is one policy's, the others another's."""
+
+    def __init__(self, first: Policy, rest: Policy) -> None:
+        self.first, self.rest = first, rest
+
+    def write(self, requests: Sequence[Request], seeds: Sequence[int]) -> list[Draft]:
+        drafts: dict[int, Draft] = {}
+        for policy, begins in ((self.first, True), (self.rest, False)):
+            rows = [i for i, request in enumerate(requests) if (request.progress == 0) == begins]
+            made = policy.write([requests[i] for i in rows], [seeds[i] for i in rows]) if rows else []
+            drafts |= dict(zip(rows, made, strict=True))
+        return [drafts[i] for i in range(len(requests))]
+
+    def log_prob(self, drafts: Sequence[Draft]) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError("nothing is trained here")
+
+
 SCRIPTS: dict[str, Policy] = {
     "lessons": Teacher(),
     "tuning": Teacher(tuned=True),
     "ahead": Ahead(places=True, colours=True),
     "look": Look(),
     "look-all-along": Look(fine=0.0, until=1.0),
+    "look-or-keep": LookOrKeep(),
 }
 
 
@@ -89,10 +129,19 @@ def first_drafts(policy: Policy, asked: list[str], repeats: int = 3) -> dict[str
     return found
 
 
+def policy_named(name: str, temperature: float) -> Policy | None:
+    """A script, a chat model, or nobody."""
+    if name in SCRIPTS or name == "query":
+        return SCRIPTS.get(name)
+    folder = parts.locate(name, "policy")[0]
+    return parts.chat_policy(folder, max_new_tokens=32, temperature=temperature)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("policies", nargs="+")
-    parser.add_argument("--backbone", default="mini-unet")
+    parser.add_argument("--backbone", default="mini-turbo")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0: the likeliest tokens")
     parser.add_argument("--refinements", type=int, default=5)
     parser.add_argument("--window", type=float, nargs=2, help="default: the backbone's usual one")
     parser.add_argument("--shown", choices=("own", "nothing", "another's"), default="own")
@@ -105,14 +154,13 @@ def main() -> None:
     window = tuple(args.window) if args.window else its.window
     way = Way(args.refinements, window, shown=args.shown, steps=its.steps, guidance=its.guidance)
     for name in args.policies:
-        script = SCRIPTS.get(name)
-        chat = script is None and name != "query"
-        policy = parts.chat_policy(parts.locate(name, "policy")[0], max_new_tokens=32) if chat else script
+        some = [policy_named(part, args.temperature) for part in name.split(",")]
+        policy = some[0] if len(some) == 1 or some[0] is None or some[1] is None else Then(some[0], some[1])
         made = measured(denoiser, policy, way, asked, rewards, seed=50_000, max_batch=140)
         soft, strict = made.scores["oracle"], made.scores["oracle-strict"]
         error = float(soft.std()) / len(asked) ** 0.5
         line = f"{name}: soft {soft.mean():.3f} +- {error:.3f}, strict {strict.mean():.3f}"
-        if chat:
+        if isinstance(policy, Mllm):
             told = sorted(first_drafts(policy, asked).items())
             line += "; first drafts " + ", ".join(f"{what} {share:.2f}" for what, share in told)
         print(line, flush=True)

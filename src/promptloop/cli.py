@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import sys
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -14,6 +10,7 @@ import typer
 
 from promptloop import __version__
 from promptloop.names import nearest
+from promptloop.terminal import echo, progress_bar, warn
 
 UsageError: Any = typer.BadParameter.__mro__[1]  # what the parser raises for bad input
 app = typer.Typer(
@@ -46,7 +43,7 @@ Window = Annotated[
     typer.Option(
         metavar="START END",
         help="Refine inside this part of the trajectory, and at the first step.  "
-        "[default: 0.15 0.55 for embedded backbones, else 0 1]",
+        "[default: 0.15 0.55 for mini-unet and mini-flow, else 0 1]",
     ),
 ]
 OpenLoop = Annotated[bool, typer.Option("--open-loop", help="Write all prompts beforehand, without looking.")]
@@ -192,10 +189,6 @@ def reproduce(
     echo(text)
 
 
-def warn(message: str) -> None:
-    echo(f"warning: {message}", err=True)
-
-
 @app.callback(invoke_without_command=True)
 def root(
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
@@ -208,53 +201,7 @@ def root(
         raise typer.Exit()
 
 
-# --- showing and failing
-
-
-def echo(shown: Any, err: bool = False) -> None:
-    """Text as it is; tables through rich."""
-    if isinstance(shown, str):
-        typer.echo(shown, err=err)
-        return
-    from rich.console import Console
-
-    Console().print(shown)
-
-
-@contextmanager
-def progress_bar() -> Iterator[Any]:
-    """One line on the terminal's error stream; yields the callback that moves it."""
-    quiet()
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-    from rich.progress import TimeElapsedColumn as Elapsed
-    from rich.progress import TimeRemainingColumn as Remaining
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Elapsed(), Remaining())
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        tasks = {"starting": bar.add_task("starting", total=None)}
-
-        def tell(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                bar.update(tasks.popitem()[1], visible=False)
-                tasks[what] = bar.add_task(what, total=total)
-            bar.update(tasks[what], completed=done, total=total)
-
-        yield tell
-
-
-def quiet() -> None:
-    """Silences what the libraries say while they load (downloads from the hub still show their bars)."""
-    for library in ("TRANSFORMERS", "DIFFUSERS"):
-        os.environ.setdefault(f"{library}_VERBOSITY", "error")
-    import diffusers
-    import transformers
-
-    warnings.filterwarnings("ignore", module="huggingface_hub|diffusers|transformers")
-    warnings.filterwarnings("ignore", "the text encoder reads")  # the report says it of the queries
-    diffusers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.disable_progress_bar()
+# --- failing
 
 
 def fail(message: str, debug: bool) -> NoReturn:

@@ -159,9 +159,3 @@ class Averaged:
         keep = min(self.decay, self.updates / (self.updates + 9))
         for name, p in self.parameters.items():
             self.weights[name].lerp_(p.detach().to(self.weights[name]), 1 - keep)
-
-    @contextmanager
-    def in_place(self) -> Iterator[None]:
-        """Inside, the averaged weights stand in for the trained ones."""
-        with in_place(self.parameters, self.weights):
-            yield

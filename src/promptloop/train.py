@@ -56,6 +56,8 @@ class Training:
         for name, value in least.items():
             if getattr(self, name) < value:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {value}")
+        if not 0 <= self.average < 1:
+            raise ValueError(f"average is {self.average}; give 0 (none) or a decay below 1")
         if not 0 < self.lr < math.inf or not self.max_grad_norm > 0:
             raise ValueError(f"lr is {self.lr}, max_grad_norm {self.max_grad_norm}; both must be positive")
 
@@ -220,5 +222,9 @@ def restored(
 def cut(log: Path, update: int) -> None:
     """Drops the lines after `update`: a run that goes on from there writes them again."""
     if log.exists():
-        kept = [line for line in log.read_text().splitlines(True) if json.loads(line)["update"] <= update]
-        log.write_text("".join(kept))
+        lines = log.read_text().splitlines(True)
+        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["update"] <= update]
+        if kept != lines:
+            part = log.with_suffix(".part")
+            part.write_text("".join(kept))
+            part.replace(log)

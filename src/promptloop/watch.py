@@ -53,13 +53,13 @@ def diversity(images: Tensor, group: int) -> Tensor:
 
 
 def intent_drift(queries: Sequence[str], prompts: Sequence[str]) -> float:
-    """The share of the queries' words (of three letters or more) that the last prompts have lost."""
-    lost = total = 0
+    """The share of a query's words (of three letters or more) that its last prompt has lost, on average."""
+    lost = []
     for query, prompt in zip(queries, prompts, strict=True):
         words = {w for w in query.lower().replace(",", " ").split() if len(w) >= WORD}
-        lost += len(words - set(prompt.lower().replace(",", " ").split()))
-        total += len(words)
-    return lost / max(total, 1)
+        gone = words - set(prompt.lower().replace(",", " ").split())
+        lost.append(len(gone) / max(len(words), 1))
+    return sum(lost) / max(len(lost), 1)
 
 
 @final

@@ -114,12 +114,13 @@ def test_nothing_moves_where_nothing_is_told(models: list[str], tmp_path: Path) 
 
 @pytest.mark.parametrize("way", ["lora", "lora sharded", "all sharded"])
 def test_two_processes_train_as_one(models: list[str], tmp_path: Path, way: str) -> None:
-    """Fails when gradients are averaged, tokens counted in one process only, or a group's seeds shift; and
-    for FSDP2 when a process that has no picture to read keeps the others waiting.
+    """Fails when gradients are averaged, tokens or the rewards' deviation taken in one process only, or a
+    group's seeds shift; and for FSDP2 when a process that has no picture to read keeps the others waiting.
     """
     one, both = tmp_path / "one", tmp_path / "two"
     sizes = ["--denoiser-dtype", "float32", *models, *SMALL]
     sizes += ["--train-weights", "all", "--lr", "1e-4"] if "all" in way else []
+    sizes += ["--scale", "batch"] if way == "lora" else []
     steps = "2" if "all" in way else "3"  # rounding soon draws another token where all weights move
     code, _, err = train("mini", "--out", str(one), "--steps", steps, *sizes)
     assert code == 0, err

@@ -26,13 +26,15 @@ def group_advantages(
     *,
     baseline: Literal["mean", "leave-one-out"] = "mean",
     scale: Literal["group", "batch", "none"] = "group",
+    deviation: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Advantages [E] of E rewards, `group` neighbours at a time, and a mask [E] of the groups that count.
 
     (r - baseline) / scale. "mean" is the group's mean; "leave-one-out" that of the others (RLOO, arXiv
-    2402.14740). Scale "group" is the group's standard deviation, with n - 1 as TRL has it; "batch" that of
-    the whole batch; "none" is 1 (Dr. GRPO, arXiv 2503.20783). Groups of equal rewards get 0 and are masked
-    out. ValueError: rewards that are not finite, or do not divide into groups of two or more.
+    2402.14740). Scale "group" is the group's standard deviation, with n - 1 as TRL has it; "batch" that
+    of the whole batch (`deviation`, where these are a process's part of it); "none" is 1 (Dr. GRPO, arXiv
+    2503.20783). Groups of equal rewards get 0 and are masked out. ValueError: rewards that are not
+    finite, or do not divide into groups of two or more.
     """
     if group < 2 or len(rewards) % group:
         raise ValueError(
@@ -51,7 +53,8 @@ def group_advantages(
     if scale == "group":
         centred = centred / (spread + 1e-4)
     elif scale == "batch":
-        centred = centred / (rewards.float().std() + 1e-4)
+        whole = float(rewards.float().std()) if deviation is None else deviation
+        centred = centred / (whole + 1e-4)
     return (centred * telling).flatten(), telling.flatten()
 
 

@@ -6,6 +6,7 @@ why.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -120,11 +121,13 @@ class PromptGRPO(Objective):
         with answering(self.policy.network):
             made = rollout(self.denoiser, self.policy, self.reward, asked, geometry,
                            seed=self.seed + update, first=first)  # fmt: skip
+        rewards = made.rewards - self.refusal_cost * refusals(made)
         advantages, telling = group_advantages(
-            made.rewards - self.refusal_cost * refusals(made),
+            rewards,
             self.geometry.group,
             baseline=self.baseline,
             scale=self.scale,
+            deviation=self._deviation(rewards) if self.scale == "batch" else None,
         )
         pairs = [
             (written[k], advantages[e])
@@ -168,6 +171,12 @@ class PromptGRPO(Objective):
         """The log-probability of saying nothing to a grey picture."""
         grey = Request("", "", torch.full((3, 64, 64), 0.5), 0.5)
         return self.policy.log_prob([self.policy.silence(grey)])[0].sum()
+
+    def _deviation(self, rewards: Tensor) -> float:
+        """The standard deviation of all processes' rewards."""
+        sums = torch.tensor([len(rewards), float(rewards.sum()), float(rewards.square().sum())])
+        count, first, second = self.total(sums.to(self.policy.network.device)).tolist()
+        return math.sqrt(max(second - first**2 / count, 0.0) / (count - 1))
 
     @torch.no_grad()
     def _old(self, drafts: Sequence[Draft]) -> Tensor | None:

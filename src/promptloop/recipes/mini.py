@@ -20,8 +20,9 @@ from promptloop.processes import Processes
 from promptloop.recipes import parts, runs
 from promptloop.recipes.sheet import write_sheet
 from promptloop.recipes.tracking import check as check_tracker
-from promptloop.recipes.tracking import push, tracker
+from promptloop.recipes.tracking import push, told, tracker
 from promptloop.recipes.usual import settle
+from promptloop.rewards.contract import Reward
 from promptloop.rollout import Geometry, alone
 from promptloop.train import After, Line, Training, train
 from promptloop.watch import HackingWatch
@@ -37,13 +38,15 @@ class Mini:
     """All settings of the run. `steps` are updates of the policy, each on `queries` groups of `group`
     episodes.
 
-    `reward` and `gold` (the hacking watch's, never trained on) are "oracle", "oracle-strict", "none" (gold)
-    or your own "package.module:name". `Geometry`, `Surrogate`, `LoRA` and `Training` say what the others
-    mean. `window`, `denoising_steps` and `guidance` None become the backbone's usual ones, `lr` None 2e-3 for
-    a LoRA and 2e-5 for all weights. Every `base_every` updates (0: never) the queries alone are sampled too,
-    which tells how much of the room up to a reward of 1 is taken. `train_weights` "all" trains every weight
-    of the policy, its eyes too, instead of a LoRA; with `policy_dtype` bfloat16 the LoRA stays float32.
-    `shard` divides the policy among processes (FSDP2). `push_to_hub` is an "owner/name".
+    `reward` and `gold` (the hacking watch's, never trained on) are "oracle",
+    "oracle-strict", "none" (gold) or your own "package.module:name". `Geometry`, `Surrogate`,
+    `LoRA` and `Training` say what the others mean. `window`, `denoising_steps` and `guidance` None
+    become the backbone's usual ones, `lr` None 2e-3 for a LoRA and 2e-5 for all weights. Every
+    `sheet_every` updates (0: never) a sheet of samples is written, every `base_every` the queries
+    alone are sampled too, which tells how much of the room up to a reward of 1 is taken.
+    `train_weights` "all" trains every weight of the policy, its eyes too, instead of a LoRA; with
+    `policy_dtype` bfloat16 the LoRA stays float32. `shard` divides the policy among processes
+    (FSDP2). `push_to_hub` is an "owner/name".
     """
 
     steps: int = 100
@@ -110,6 +113,11 @@ class Mini:
         if self.lr is None:
             object.__setattr__(self, "lr", 2e-3 if self.train_weights == "lora" else 2e-5)
         self.geometry(), self.surrogate(), self.training(), LoRA(self.rank, 2 * self.rank)
+        least = {"temperature": 0.0, "refusal_cost": 0.0, "max_new_tokens": 1, "micro_batch": 1,
+                 "base_every": 0, "sheet_every": 0}  # fmt: skip
+        for name, value in least.items():
+            if getattr(self, name) < value:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {value}")
         if not 0 <= self.first_alone <= self.steps:
             raise ValueError(
                 f"first_alone is {self.first_alone}; it must lie between 0 and steps ({self.steps})"
@@ -133,20 +141,20 @@ def mini(
     stop_at: int | None = None,
 ) -> dict[str, Any]:
     """Trains, and leaves in `run` the policy (`run/policy`), checkpoints, metrics, sheets and a card."""
-    names(settings)
+    reward, gold = judges(settings)
     device = parts.device_named(settings.device)
     processes = launched(settings, device)
     if processes.main:
         runs.begin(run, "mini", settings, resume=resume)
     processes.wait()
-    objective = objective_of(settings, device, processes)
+    objective = objective_of(settings, reward, device, processes)
     geometry = settings.geometry()
-    gold = None if settings.gold == "none" else parts.reward(settings.gold)
     tell_once = say if processes.main else silent
     watch = HackingWatch(settings.group, gold, tell_once, past=lambda: runs.lines(run), means=processes.means)
 
     def sheet(update: int, batch: Batch, line: Line) -> Line:
-        if processes.main and (update % settings.sheet_every == 0 or update == 1):
+        every = settings.sheet_every
+        if processes.main and every and (update % every == 0 or update == 1):
             write_sheet(run, update, batch.shown, geometry.denoising_steps, settings.group)
         return {}
 
@@ -155,7 +163,7 @@ def mini(
     def tell(update: int, batch: Batch, line: Line) -> Line:
         log(line, update)
         if progress is not None and processes.main:
-            progress(f"reward {line['reward']:.3f}", update, settings.steps)
+            progress(f"training: {told(line)}", update, settings.steps)
         return {}
 
     policy = objective.policy
@@ -217,8 +225,8 @@ def base_of(settings: Mini, objective: PromptGRPO, processes: Processes) -> Afte
     return base
 
 
-def names(settings: Mini) -> None:
-    """Refuses names that lead nowhere before anything is loaded."""
+def judges(settings: Mini) -> tuple[Reward, Reward | None]:
+    """The reward and the gold; names that lead nowhere are refused before any network is loaded."""
     parts.locate(settings.backbone, "backbone")
     if settings.policy == "none":
         raise ValueError("policy 'none' has nothing to train; give mini-vlm, a chat model or a run's folder")
@@ -228,9 +236,7 @@ def names(settings: Mini) -> None:
     check_tracker(settings.track)
     if settings.push_to_hub != "none" and not HUB_ID.fullmatch(settings.push_to_hub):
         raise ValueError(f"push_to_hub is {settings.push_to_hub!r}; give owner/name, or none")
-    parts.reward(settings.reward)
-    if settings.gold != "none":
-        parts.reward(settings.gold)
+    return parts.reward(settings.reward), None if settings.gold == "none" else parts.reward(settings.gold)
 
 
 def its_own_lora(settings: Mini) -> None:
@@ -244,11 +250,12 @@ def its_own_lora(settings: Mini) -> None:
         )
 
 
-def objective_of(settings: Mini, device: torch.device, processes: Processes) -> PromptGRPO:
-    """Backbone, policy with a LoRA, and reward, loaded and put together."""
+def objective_of(settings: Mini, reward: Reward, device: torch.device, processes: Processes) -> PromptGRPO:
+    """Backbone and policy with a LoRA, loaded and put together with the reward."""
     backbone = parts.backbone(settings.backbone, device, getattr(torch, settings.denoiser_dtype)).value
+    where, embedded = parts.locate(settings.policy, "policy")
     policy = parts.chat_policy(
-        parts.locate(settings.policy, "policy")[0],
+        where,
         device=device,
         dtype=getattr(torch, settings.policy_dtype),
         temperature=settings.temperature,
@@ -258,13 +265,13 @@ def objective_of(settings: Mini, device: torch.device, processes: Processes) -> 
     if settings.train_weights == "all":
         policy = fully(policy)
     else:
-        policy = with_lora(policy, lora, seed=settings.seed, base=settings.policy)
+        policy = with_lora(policy, lora, seed=settings.seed, base=settings.policy if embedded else where)
     if settings.gradient_checkpointing:
         saving_memory(policy)
     return PromptGRPO(
         denoiser=backbone,
         policy=policy,
-        reward=parts.reward(settings.reward),
+        reward=reward,
         queries=lambda update: asked(settings, update),
         geometry=settings.geometry(),
         surrogate=settings.surrogate(),

@@ -15,7 +15,7 @@ from torch import Tensor
 from promptloop.controls.guidance import CFG
 from promptloop.controls.prompt import PromptLoop
 from promptloop.objectives.contract import Batch
-from promptloop.objectives.preference import DiffusionDPO, Pairs, check
+from promptloop.objectives.preference import LEVELS, DiffusionDPO, Pairs, check
 from promptloop.parameters import LoRA, lora_on, save_lora
 from promptloop.policies.contract import Policy
 from promptloop.processes import Processes
@@ -76,8 +76,6 @@ class MiniDPO:
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
         check(self.dpo_beta, self.batch, self.pairs_per_level, self.error)
-        if not 0 <= self.average < 1:
-            raise ValueError(f"average is {self.average}; give 0 (none) or a decay below 1")
         if self.look_every < 0:
             raise ValueError(f"look_every is {self.look_every}; give 0 (never) or a number of updates")
         if self.reward == "none":
@@ -97,7 +95,8 @@ def mini_dpo(
     stop_at: int | None = None,
 ) -> dict[str, Any]:
     """Trains, and leaves in `run` the LoRA (`run/backbone`), the pairs, checkpoints, metrics and a card."""
-    parts.locate(settings.backbone, "backbone")
+    where, embedded = parts.locate(settings.backbone, "backbone")
+    base = settings.backbone if embedded else where  # not as typed: another directory would find another one
     parts.locate(settings.policy, "policy")
     reward = parts.reward(settings.reward)
     gold = None if settings.gold == "none" else parts.reward(settings.gold)
@@ -112,6 +111,7 @@ def mini_dpo(
         raise ValueError(
             f"{settings.backbone} is tuned already; tuning starts from a backbone without a LoRA"
         )
+    backbone.levels(LEVELS)  # a distilled one has too few: told before the pairs are made
     if not (run / PAIRS).exists():
         found = judged(settings, backbone, reward, progress)
         save_file(found, run / f"{PAIRS}.part")
@@ -127,7 +127,7 @@ def mini_dpo(
 
     def tell(update: int, batch: Batch, line: Line) -> Line:
         if progress is not None:
-            progress(f"right {line['right']:.2f}", update, settings.steps)
+            progress(f"training: right {line['right']:.2f}", update, settings.steps)
         return {}
 
     done = train(
@@ -136,12 +136,12 @@ def mini_dpo(
         settings.training(),
         run,
         processes=Processes(),
-        save=lambda folder, weights: save_lora(backbone, folder, base=settings.backbone),
+        save=lambda folder, weights: save_lora(backbone, folder, base=base),
         after=[looked(settings, backbone, reward, gold), tell],
         last_good=last_good,
         stop_at=stop_at,
     )
-    save_lora(backbone, run / runs.BACKBONE, base=settings.backbone)
+    save_lora(backbone, run / runs.BACKBONE, base=base)
     runs.card(run, "mini-dpo", settings, device, runs.BACKBONE)
     return {"updates": done, "role": "backbone", "settings": asdict(settings), "lines": runs.lines(run)}
 

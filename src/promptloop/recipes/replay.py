@@ -15,6 +15,8 @@ from promptloop.recipes.job import Job
 from promptloop.recipes.parts import Part
 from promptloop.timing import Stopwatch
 
+ROLES = ("backbone", "policy")
+
 
 @final
 @dataclass(frozen=True, eq=False)
@@ -47,46 +49,39 @@ def replay(
     """
     then = traces.read(path)
     try:
-        return replayed(then, out=out, overwrite=overwrite, tell=progress or silent)
+        job, digests, environment = Job.from_dict(then["job"]), digests_of(then), dict(then["environment"])
+        threads, weights = int(environment["threads"]), {role: then[role] for role in ROLES}
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise ValueError(f"{path} is not a whole trace: {type(error).__name__} at {error}") from error
-
-
-def replayed(then: dict[str, Any], *, out: str | Path | None, overwrite: bool, tell: Progress) -> Replayed:
-    """The run of the trace `then`, compared with it."""
-    job = Job.from_dict(then["job"])
-    for role in ("backbone", "policy"):
+    for role in ROLES:
         if getattr(job, role).startswith("<"):
             raise ValueError(
                 f"the {role} of this trace was a Python object {getattr(job, role)}; name one instead"
             )
     folder = None if out is None else check(Path(out), overwrite)
-    watch, threads = Stopwatch(), torch.get_num_threads()
-    torch.set_num_threads(then["environment"]["threads"])
+    watch, tell, before = Stopwatch(), progress or silent, torch.get_num_threads()
+    torch.set_num_threads(threads)
     try:
         with watch("load"):
-            backbone, policy = load(job, job.backbone, job.policy, tell)
-        check_weights("backbone", backbone, then["backbone"])
-        check_weights("policy", policy, then["policy"])
-        made = run(job, backbone, policy, watch, tell)
+            loaded = load(job, job.backbone, job.policy, tell)
+        for role, found in zip(ROLES, loaded, strict=True):
+            check_weights(role, found, weights[role])
+        made = run(job, *loaded, watch, tell)
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(before)
     if folder is not None:
         made = written(made, folder, watch, tell)
-    before, now = then["environment"], made.trace["environment"]
-    changed = {key: (value, now.get(key)) for key, value in before.items() if now.get(key) != value}
-    return Replayed(made, differing(then, made.trace), changed)
+    now = digests_of(made.trace)
+    different = tuple(file for file, digest in digests.items() if now.get(file) != digest)
+    there = made.trace["environment"]
+    changed = {key: (value, there.get(key)) for key, value in environment.items() if there.get(key) != value}
+    return Replayed(made, different, changed)
 
 
-def differing(then: dict[str, Any], now: dict[str, Any]) -> tuple[str, ...]:
-    """File names of the images whose pixels differ, in order."""
-    pairs = [
-        (before[side], after[side])
-        for before, after in zip(then["samples"], now["samples"], strict=True)
-        for side in ("image", "base")
-        if before[side] is not None
-    ]
-    return tuple(before["file"] for before, after in pairs if before["sha256"] != after["sha256"])
+def digests_of(trace: dict[str, Any]) -> dict[str, str]:
+    """File name and sha256 of the pixels of every image, in order."""
+    pictures = [sample[side] for sample in trace["samples"] for side in ("image", "base")]
+    return {picture["file"]: picture["sha256"] for picture in pictures if picture is not None}
 
 
 def check_weights(role: str, found: Part | None, wanted: dict[str, Any] | None) -> None:

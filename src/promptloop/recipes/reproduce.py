@@ -7,7 +7,7 @@ goes on where it was, and a table can be printed again from the files.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from promptloop.bench.arms import measured
 from promptloop.bench.paired import difference, interval
 from promptloop.names import one_of
 from promptloop.recipes import parts, runs
-from promptloop.recipes.claims import CLAIMS, GOES_ON, ROWS, TRAINED, TUNED, Claim, Row
+from promptloop.recipes.claims import CLAIMS, GOES_ON, ON, ROWS, TRAINED, TUNED, TUNED_WITH, Claim, Row
 from promptloop.recipes.mini import mini
 from promptloop.recipes.mini_dpo import mini_dpo
 from promptloop.solvers import Scheduler, Solver
@@ -31,6 +31,7 @@ Say = Callable[[str], None]
 Progress = Callable[[str, int, int], None]
 QUICK, FULL = 35, 210  # held-out queries; both divide among the seven tasks
 REWARDS = ("oracle", "oracle-strict", "preference")
+JUDGES = ("mini-judge", "mini-vlm", "mini-unet")  # who scores: the learned reward, its eyes, its ears
 
 
 def reproduce(
@@ -49,11 +50,11 @@ def reproduce(
     ValueError for an unknown claim, for one whose policies are missing, and for a folder with rows of other
     settings or weights.
     """
-    if train:
-        train_all(out / "policies", say=say)
-    made = out / "policies" if train else None
     count, seeds = (QUICK, 1) if quick else (FULL, None)
     chosen = [claim_named(name) for name in claims]
+    made = out / "policies" if train else None
+    if made is not None:
+        train_all(made, needed(chosen or list(CLAIMS)), progress=progress, say=say)
     if not chosen:
         lacking = {name: missing(name, seeds, made) for name in CLAIMS}
         chosen = [name for name, what in lacking.items() if not what]
@@ -134,7 +135,7 @@ def settings_of(name: str, count: int, seeds: int | None, policies: Path | None)
     """All that a row's scores depend on."""
     said = ROWS[name]
     weights = weights_of(said, seeds or said.seeds, policies)
-    weights.append(parts.folder_digest(world_weights("mini-judge"))[:16])  # it scores every row
+    weights += [parts.folder_digest(world_weights(name))[:16] for name in JUDGES]
     told = {name: value for name, value in asdict(said).items() if name != "title"}
     settings = {**told, "queries": count, "seeds": seeds or said.seeds, "weights": weights}
     return json.loads(json.dumps(settings))
@@ -180,22 +181,38 @@ def solver_named(name: str) -> Solver | None:
 # --- trainings
 
 
-def train_all(out: Path, *, only: Sequence[str] = (), say: Say = print, **overrides: Any) -> None:
-    """Trains every policy and backbone of the claims into `out/NAME-SEED`, going on where it was stopped."""
+def needed(claims: Sequence[str]) -> set[str]:
+    """What the rows of `claims` were trained as, and what that went on from."""
+    rows = [ROWS[name] for claim in claims for name in rows_of(claim)]
+    names = {row.backbone for row in rows} & set(TUNED)
+    names |= {TUNED_WITH for _ in names} | {row.policy for row in rows if row.policy in TRAINED}
+    return names | {GOES_ON[name] for name in names if name in GOES_ON}
+
+
+def train_all(
+    out: Path, names: Collection[str], *, progress: Progress | None = None, say: Say = print
+) -> None:
+    """Trains the policies and backbones `names` into `out/NAME-SEED`, going on where it was stopped."""
+
+    def told(folder: Path) -> Progress | None:
+        return progress and (lambda what, done, of: progress(f"{folder.name}, {what}", done, of))
+
     for name, (settings, count) in TRAINED.items():
-        for seed in range(count):
+        for seed in range(count if name in names else 0):
             folder = out / f"{name}-{seed}"
-            if (only and folder.name not in only) or (folder / runs.POLICY).is_dir():
+            if (folder / runs.POLICY).is_dir():
                 continue
             begun = (folder / runs.CONFIG).exists()
+            seeded = replace(settings, seed=seed)
             if name in GOES_ON:
-                settings = replace(settings, policy=str(out / f"{GOES_ON[name]}-{seed}"))
-            mini(replace(settings, seed=seed, **overrides), folder, resume=begun, say=say)
+                seeded = replace(seeded, seed=ON + seed, policy=str(out / f"{GOES_ON[name]}-{seed}"))
+            mini(seeded, folder, resume=begun, progress=told(folder), say=say)
     for name, tuning in TUNED.items():
         folder = out / f"{name}-0"
-        if not (only and folder.name not in only) and not (folder / runs.BACKBONE).is_dir():
-            tuning = replace(tuning, policy=str(out / "ahead-0"))  # not the one that ships
-            mini_dpo(tuning, folder, resume=(folder / runs.CONFIG).exists(), say=say)
+        if name in names and not (folder / runs.BACKBONE).is_dir():
+            tuning = replace(tuning, policy=str(out / f"{TUNED_WITH}-0"))
+            begun = (folder / runs.CONFIG).exists()
+            mini_dpo(tuning, folder, resume=begun, progress=told(folder), say=say)
 
 
 # --- tables

@@ -1,4 +1,4 @@
-"""Metrics of a run for TensorBoard, trackio or Weights & Biases, through accelerate's trackers."""
+"""Metrics of a run in one line, and for TensorBoard, trackio or Weights & Biases through accelerate."""
 
 from __future__ import annotations
 
@@ -16,6 +16,16 @@ def check(name: str) -> None:
     """ValueError where the tracker's package is not installed. "none" needs none."""
     if name != "none" and not any(find_spec(package) for package in NEEDS[name]):
         raise ValueError(f"track is {name!r}, but it is not installed: pip install {NEEDS[name][-1]}")
+
+
+def told(line: dict[str, float]) -> str:
+    """What the progress says of an update."""
+    whole = {"reward": "reward", "headroom": "headroom", "kl": "KL", "ratio": "ratio", "kept": "kept"}
+    shown = [f"{name} {line[key]:.3g}" for key, name in whole.items() if key in line]
+    spent = [
+        f"{key.removeprefix('seconds/')} {line[key]:.1f} s" for key in line if key.startswith("seconds/")
+    ]
+    return ", ".join([*shown, f"{line['tokens_per_draft']:.1f} tokens a draft", *spent])
 
 
 def tracker(name: str, run: Path, settings: Any) -> tuple[Log, Callable[[], None]]:

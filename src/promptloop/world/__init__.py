@@ -7,7 +7,7 @@ WEIGHTS = Path(__file__).parent / "weights"
 BACKBONES = ("mini-unet", "mini-flow", "mini-turbo")
 MODELS = (*BACKBONES, "mini-vlm")  # of what build.py makes, those that ship
 MADE_FROM_THEM = ("mini-judge", "mini-policy")  # a learned reward (judge.py); mini-vlm trained by GRPO
-ELSEWHERE = {"mini-policy": "studies/ahead-0"}  # it is one of the studies' policies
+ELSEWHERE = {"mini-policy": "studies/first-0"}  # it is one of the studies' policies
 
 
 def weights(name: str) -> Path:

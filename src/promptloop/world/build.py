@@ -29,8 +29,10 @@ STEPS = {
     "mini-turbo": 1500,
     "words": 3000,
     "eyes": 1500,
-    "mini-vlm": 1000,
-    "tuning": 1000,
+    "naming": 500,
+    "lessons": 1000,
+    "comparing": 700,
+    "tuning": 600,
 }
 RATES = {"mini-unet": 1.5e-3, "mini-flow": 2e-3}
 POOL = 12_000  # denoised estimates that mini-vlm is shown
@@ -81,15 +83,7 @@ def run_stage(stage: str, out: Path, *, seed: int, scale: float, device: str) ->
         latents = backbones.encode_scenes(unet.vae, out, count=scenes, seed=seed, device="cpu")
         pool = estimates.pool(out, unet, turbo, latents, count=max(576, int(POOL * scale)), seed=seed)
         lessons = out / stage / "lessons"
-        speaker.train(
-            lessons,
-            pool,
-            steps=steps[stage],
-            word_steps=steps["words"],
-            eye_steps=steps["eyes"],
-            seed=seed,
-            device=device,
-        )
+        speaker.train(lessons, pool, steps=steps, seed=seed, device=device)
         tuning.train(out / stage, lessons / "model", pool, steps=steps["tuning"], seed=seed, device=device)
     elif stage == "pack":
         pack(out)
@@ -122,6 +116,8 @@ def pack(out: Path) -> None:
             shutil.copy(out / name / schedule / "log.jsonl", folder / f"{schedule}_log.jsonl")
         if name == "mini-vlm":
             shutil.copy(out / name / "lessons" / "log.jsonl", folder / "lessons_log.jsonl")
+            for part in ("words", "eyes", "naming", "comparing"):
+                shutil.copy(out / name / "lessons" / part / "log.jsonl", folder / f"{part}_log.jsonl")
     shutil.copy(out / "vae" / "log.jsonl", target / "autoencoder_log.jsonl")
 
 

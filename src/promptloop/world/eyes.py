@@ -1,8 +1,9 @@
-"""The policy's eyes: its vision tower, taught to name what stands in each cell before it learns to speak.
+"""The policy's eyes: its vision tower and projector, taught to name what stands where in its own words.
 
-A pretrained MLLM brings a pretrained vision tower. Without one, lessons alone (speaker.py) taught the
-language and almost no sight; some minutes of this supervision give it (docs/log.md). The heads are thrown
-away.
+A pretrained MLLM brings a pretrained vision tower, aligned with its language. Without one, chats about images
+teach the language and no sight: the model answers from the words alone (docs/log.md, seventh session). Here
+the projected patches are compared with the embeddings of the language model, which has learned to talk
+already, so that a patch says "red", "circle" and "top" in the way the words do.
 """
 
 from __future__ import annotations
@@ -19,64 +20,97 @@ from promptloop.world.autoencoder import pixels
 from promptloop.world.fit import fit
 from promptloop.world.scene import COLOURS, GROUNDS, PATTERNS, SHAPES, SIZES, Scene, random_scene
 
+HELD_OUT = 256  # scenes at the end of the pool, for checks
 HALF = 24  # sharp images in a batch, and as many estimates
-CLASSES = {"present": 2, "shape": len(SHAPES), "colour": len(COLOURS), "size": len(SIZES),
-           "pattern": len(PATTERNS), "outlined": 2}  # fmt: skip
+NAMES: dict[str, tuple[str | None, ...]] = {  # None: no word for it, as captions leave out "plain"
+    "kind": ("background", *SHAPES),
+    "colour": tuple(COLOURS),
+    "size": tuple(SIZES),
+    "pattern": (None, *PATTERNS[1:]),
+    "outlined": (None, "outlined"),
+    "column": ("left", None, "right"),
+    "row": ("top", None, "bottom"),
+    "ground": (None, *GROUNDS[1:]),
+}
+SIDE_PATCHES, AT = 4, (0, 1, 3)  # patches in a row, and which of them speaks for each of the three cells
+SHARP = 8.0  # logits for a patch of the size of a word's embedding: it is to look like one
 Pool = tuple[Tensor, Tensor, list[Scene]]  # estimates uint8 [N, 3, 64, 64], their progress [N], their scenes
 
 
 @final
 class Eyes(nn.Module):
-    """A CLIP vision tower, and heads that read nine cells and the ground from its patches."""
+    """Vision tower and projector of a LLaVA network, and the embeddings of the words for NAMES."""
 
-    def __init__(self, vision: Any) -> None:
+    words: Tensor
+
+    def __init__(self, network: Any, tokenizer: Any) -> None:
         super().__init__()
-        width = vision.config.hidden_size
-        self.vision = vision
-        self.cells = nn.Parameter(0.02 * torch.randn(9, width))
-        self.look = nn.MultiheadAttention(width, 6, batch_first=True)
-        self.name = nn.Linear(width, sum(CLASSES.values()))
-        self.ground = nn.Linear(width, len(GROUNDS))
+        self.vision = network.model.vision_tower
+        self.projector = network.model.multi_modal_projector
+        table = network.model.language_model.embed_tokens.weight.detach()
+        known = [word for names in NAMES.values() for word in names]
+        self.register_buffer("words", apart(torch.stack([meaning(table, tokenizer, w) for w in known])))
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits [B, 9, classes] of the cells and [B, 3] of the ground, for images in [-1, 1]."""
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits [B, 16, names] of what the patches of ``images`` [B, 3, 64, 64] in [-1, 1] say."""
         patches = self.vision(pixel_values=images).last_hidden_state[:, 1:]
-        seen = self.look(self.cells.expand(len(images), -1, -1), patches, patches)[0]
-        return self.name(seen), self.ground(patches.mean(1))
+        return self.projector(patches) @ (SHARP * self.words.T)
+
+
+def meaning(table: Tensor, tokenizer: Any, word: str | None) -> Tensor:
+    """The embedding of a word, at the start of a text and inside it; 0 for no word."""
+    if word is None:
+        return torch.zeros_like(table[0])
+    ids = [tokenizer(text, add_special_tokens=False).input_ids for text in (word, f" {word}")]
+    return torch.stack([table[i].mean(0) for i in ids]).mean(0)
+
+
+def apart(words: Tensor) -> Tensor:
+    """The nearest orthonormal directions to ``words`` [N, width] (Loewdin), rows of 0 left as they are.
+
+    "left" and "right" are used alike and nearly parallel; what tells them apart has to be sayable.
+    """
+    some = words.norm(dim=1) > 0
+    u, _, vt = torch.linalg.svd(F.normalize(words[some], dim=1), full_matrices=False)
+    out = torch.zeros_like(words)
+    out[some] = u @ vt
+    return out
 
 
 def truth(scene: Scene) -> Tensor:
-    """What stands in each cell: [9, 6] class indices in the order of CLASSES, -1 where the cell is empty."""
-    rows = torch.full((9, len(CLASSES)), -1)
+    """What each patch has to say: [16, 8] class indices in the order of NAMES, -1 where it has no say."""
+    rows = torch.full((SIDE_PATCHES**2, len(NAMES)), -1)
     rows[:, 0] = 0
+    rows[:, -1] = GROUNDS.index(scene.ground)
     for thing in scene.things:
-        rows[thing.row * 3 + thing.column] = torch.tensor([
-            1, SHAPES.index(thing.shape), tuple(COLOURS).index(thing.colour), tuple(SIZES).index(thing.size),
-            PATTERNS.index(thing.pattern), int(thing.outlined)])  # fmt: skip
+        rows[AT[thing.row] * SIDE_PATCHES + AT[thing.column]] = torch.tensor([
+            1 + SHAPES.index(thing.shape), tuple(COLOURS).index(thing.colour), tuple(SIZES).index(thing.size),
+            PATTERNS.index(thing.pattern), int(thing.outlined), thing.column, thing.row, -1])  # fmt: skip
     return rows
 
 
 def loss_and_accuracy(eyes: Eyes, images: Tensor, scenes: list[Scene]) -> tuple[Tensor, dict[str, float]]:
-    """Summed cross-entropies, and the share of right answers for each attribute."""
-    names, ground = eyes(images)
+    """Summed cross-entropies, and the share of right answers for each of NAMES."""
     rows = torch.stack([truth(s) for s in scenes]).to(images.device)
     total, right = torch.zeros((), device=images.device), {}
-    parts = names.split(list(CLASSES.values()), -1)
-    for k, (attribute, logits) in enumerate(zip(CLASSES, parts, strict=True)):
+    parts = eyes(images).split([len(names) for names in NAMES.values()], -1)
+    for k, (name, logits) in enumerate(zip(NAMES, parts, strict=True)):
         total = total + F.cross_entropy(logits.flatten(0, 1), rows[..., k].flatten(), ignore_index=-1)
-        there = rows[..., k] >= 0
-        right[attribute] = (logits.argmax(-1) == rows[..., k])[there].float().mean().item()
-    wanted = torch.tensor([GROUNDS.index(s.ground) for s in scenes], device=images.device)
-    right["ground"] = (ground.argmax(-1) == wanted).float().mean().item()
-    return total + F.cross_entropy(ground, wanted), right
+        asked = rows[..., k] >= 0
+        right[name] = (logits.argmax(-1) == rows[..., k])[asked].float().mean().item()
+    return total, right
 
 
-def train(vision: Any, folder: Path, pool: Pool, *, steps: int, seed: int, device: str = "cpu") -> None:
-    """Trains ``vision`` in place, half on sharp images, half on estimates; resumes from ``folder``."""
+def train(
+    network: Any, tokenizer: Any, folder: Path, pool: Pool, *, steps: int, seed: int, device: str = "cpu"
+) -> None:
+    """Trains the eyes of ``network`` in place, half on sharp images, half on estimates; resumes from
+    ``folder``. The vision tower stays as it is from then on: mini-judge (judge.py) sees with it too.
+    """
     torch.manual_seed(seed)
-    eyes = Eyes(vision).to(device).train()
+    eyes = Eyes(network, tokenizer).to(device).train()
     images, when, scenes = pool
-    held = len(scenes) - 256
+    held = len(scenes) - HELD_OUT
 
     def loss_at(step: int) -> Tensor:
         rng = random.Random(f"{seed}/eyes/{step}")
@@ -107,3 +141,4 @@ def train(vision: Any, folder: Path, pool: Pool, *, steps: int, seed: int, devic
         check_every=500,
     )
     eyes.eval()
+    eyes.vision.requires_grad_(False)

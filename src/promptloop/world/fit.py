@@ -133,5 +133,9 @@ def restored(
 def cut(log: Path, step: int) -> None:
     """Drops the lines after ``step``: a run that goes on from there writes them again."""
     if log.exists():
-        kept = [line for line in log.read_text().splitlines(True) if json.loads(line)["step"] <= step]
-        log.write_text("".join(kept))
+        lines = log.read_text().splitlines(True)
+        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+        if kept != lines:
+            part = log.with_suffix(".part")
+            part.write_text("".join(kept))
+            part.replace(log)

@@ -10,6 +10,7 @@ of a backbone. It reads with frozen eyes (mini-vlm's vision tower) and ears (min
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import random
 from collections.abc import Sequence
@@ -29,7 +30,7 @@ from promptloop.world.lessons import near_miss, user_says
 from promptloop.world.oracle import grade
 from promptloop.world.scene import Scene, random_scene, random_thing
 
-PAIRS, STEPS, BATCH = 12_000, 1200, 96
+PAIRS, STEPS, BATCH = 12_000, 500, 96  # more steps learn the turned labels by heart
 TURNED = 0.2  # share of the pairs whose label is wrong
 FILE, CONFIG = "judge.safetensors", "config.json"
 
@@ -83,6 +84,14 @@ class Senses:
         self.text = text.eval().requires_grad_(False)
         self.spell = AutoTokenizer.from_pretrained(folder / "tokenizer")
 
+    def digest(self) -> str:
+        """The first digits of the sha256 of the encoders' weights: a judge reads no other features."""
+        found = hashlib.sha256()
+        for part in (self.vision, self.text):
+            for name, weight in sorted(part.state_dict().items()):
+                found.update(name.encode() + weight.half().cpu().numpy().tobytes())
+        return found.hexdigest()[:16]
+
     @torch.no_grad()
     def see(self, images: Tensor) -> Tensor:
         """[B, P, vision] of images [B, 3, H, W] in [0, 1]."""
@@ -105,10 +114,15 @@ class JudgeReward:
         from safetensors.torch import load_file
 
         where = weights("mini-judge") if folder is None else Path(folder)
-        size = Size(**json.loads((where / CONFIG).read_text(encoding="utf-8"))["size"])
-        self.judge = Judge(size).eval().requires_grad_(False)
+        config = json.loads((where / CONFIG).read_text(encoding="utf-8"))
+        self.judge = Judge(Size(**config["size"])).eval().requires_grad_(False)
         self.judge.load_state_dict({name: t.float() for name, t in load_file(where / FILE).items()})
         self.senses = Senses()
+        if config["senses"] != self.senses.digest():
+            raise ValueError(
+                f"{where} was trained with other encoders than the installed mini-vlm and mini-unet have; "
+                "train it again: python -m promptloop.world.judge --out DIR"
+            )
 
     @torch.no_grad()
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
@@ -191,7 +205,14 @@ def train(out: Path, *, seed: int, count: int = PAIRS, steps: int = STEPS) -> di
     with torch.no_grad():
         found = check(steps)
     save_file({name: t.half().contiguous() for name, t in judge.state_dict().items()}, out / FILE)
-    config = {"size": vars(judge.size), "seed": seed, "pairs": count, "steps": steps, "turned": TURNED}
+    config = {
+        "size": vars(judge.size),
+        "senses": senses.digest(),
+        "seed": seed,
+        "pairs": count,
+        "steps": steps,
+        "turned": TURNED,
+    }
     (out / CONFIG).write_text(json.dumps({**config, **found}, indent=1), encoding="utf-8")
     return found
 

@@ -152,9 +152,9 @@ def writing_turn(scene: Scene | None, progress: float, rng: random.Random) -> tu
     return USER.format(query=query, prompt=prompt, percent=percent(asked)), rewrite(ask, rng)
 
 
-def seeing_turn(scene: Scene, rng: random.Random) -> tuple[str, str]:
-    """A question about the image and its true answer."""
-    kind = rng.choices(("there", "missing", "where"), (0.35, 0.45, 0.2))[0]
+def seeing_turn(scene: Scene, rng: random.Random, kind: str | None = None) -> tuple[str, str]:
+    """A question about the image ("there", "missing" or "where"; None: any) and its true answer."""
+    kind = kind or rng.choices(("there", "missing", "where"), (0.35, 0.45, 0.2))[0]
     if kind == "there":
         return THERE, phrase(full(scene), terse=True)
     if kind == "missing":

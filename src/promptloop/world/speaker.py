@@ -5,15 +5,16 @@ estimates at every noise level. It has not seen a reward.
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from promptloop.world import eyes, grammar
+from promptloop.world import drills, eyes, grammar
 from promptloop.world.autoencoder import pixels
 from promptloop.world.chat_model import Spelling, blank, told_loss
-from promptloop.world.eyes import Pool
+from promptloop.world.eyes import HELD_OUT, Pool
 from promptloop.world.fit import fit
 from promptloop.world.lessons import Lesson, lesson
 from promptloop.world.scene import SIDE, Scene, random_scene
@@ -27,7 +28,7 @@ def draw(pool: Pool, seed: int, step: int | str, *, held_out: bool = False) -> t
     Four batches are drawn together and parted by length, so that little is spent on padding.
     """
     images, when, scenes = pool
-    held = len(scenes) - 256  # the scenes of checks
+    held = len(scenes) - HELD_OUT
     rng = random.Random(f"{seed}/speaker/{step // 4 if isinstance(step, int) else step}")
     drawn: list[tuple[Lesson, Scene | int | None]] = []
     for _ in range(4 * BATCH):
@@ -57,24 +58,26 @@ def train(
     folder: Path,
     pool: Pool,
     *,
-    steps: int,
-    word_steps: int,
-    eye_steps: int,
+    steps: Mapping[str, int],
     seed: int,
     lr: float = 1.5e-3,
     device: str = "cpu",
 ) -> None:
-    """Trains the words, the eyes, then all of it on lessons about ``pool`` and sharp images.
-
-    Saves ``folder/model``.
+    """Trains the words, the eyes, the naming, then all of it on lessons about ``pool`` and sharp images, and
+    the comparing; ``steps`` by these names. Saves ``folder/model``.
     """
     torch.manual_seed(seed)
     network, processor = blank(seed)
     words = processor.tokenizer
-    grammar.train(network, words, folder / "words", steps=word_steps, seed=seed, device=device)
-    eyes.train(network.model.vision_tower, folder / "eyes", pool, steps=eye_steps, seed=seed, device=device)
-    network.to(device).train()
-    spelling = Spelling(processor.tokenizer)
+    grammar.train(network, words, folder / "words", steps=steps["words"], seed=seed, device=device)
+    eyes.train(network, words, folder / "eyes", pool, steps=steps["eyes"], seed=seed, device=device)
+
+    def drill(name: str) -> None:
+        drills.train(name, network, words, folder / name, pool, steps=steps[name], seed=seed, device=device)
+
+    drill("naming")
+    network.train()
+    spelling = Spelling(words)
 
     def loss_of(items: list[Lesson], shown: Tensor) -> Tensor:
         return told_loss(network, spelling, items, shown, device)
@@ -93,7 +96,7 @@ def train(
     fit(
         network,
         loss_at,
-        steps=steps,
+        steps=steps["lessons"],
         seed=seed,
         lr=lr,
         folder=folder,
@@ -101,6 +104,7 @@ def train(
         check=check,
         check_every=500,
     )
+    drill("comparing")
     network.eval()
     network.save_pretrained(folder / "model")
     processor.save_pretrained(folder / "model")

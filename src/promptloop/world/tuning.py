@@ -23,7 +23,7 @@ from promptloop.policies.processor import load_processor
 from promptloop.world.autoencoder import pixels
 from promptloop.world.captions import Ask, Group, phrase
 from promptloop.world.chat_model import Spelling, told_loss
-from promptloop.world.eyes import Pool
+from promptloop.world.eyes import HELD_OUT, Pool
 from promptloop.world.fit import fit
 from promptloop.world.lessons import (
     MEANS,
@@ -43,7 +43,6 @@ from promptloop.world.words import PLACES
 BLIND, SEEING = 24, 32  # chats in a batch without images, and with
 TURNS = 5  # of a chat without an image
 SHUFFLED = 0.05  # how often an answer has another order than the query (docs/log.md, sixth session)
-HELD_OUT = 256  # scenes at the end of the pool, for checks
 
 
 def mended(scene: Scene, ask: Ask, rng: random.Random) -> Ask | None:

@@ -48,7 +48,6 @@ PLACES = {
     (2, 2): "bottom right",
 }
 RELATIONS = ("left of", "right of", "above", "below")
-OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 
 
 def plural(word: str) -> str:

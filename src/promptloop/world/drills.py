@@ -1,0 +1,126 @@
+"""One kind of question about many images: to say what the eyes see, then to compare it with what was asked.
+
+Between eyes (eyes.py) and lessons, and between lessons and tuning. Among other turns these questions taught
+nothing in 1,000 steps (things named rightly: 1 in 10); by themselves they are learned in some hundred
+(docs/log.md, seventh session).
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from promptloop.world.autoencoder import pixels
+from promptloop.world.captions import parse, phrase
+from promptloop.world.chat_model import Spelling, told_loss
+from promptloop.world.eyes import HELD_OUT, Pool
+from promptloop.world.fit import fit
+from promptloop.world.lessons import THERE, Lesson, full, seeing_turn
+from promptloop.world.scene import Scene, random_scene
+from promptloop.world.tuning import plain_turn
+
+Chat = Callable[[Scene, random.Random], Lesson]
+
+
+def naming(scene: Scene, rng: random.Random) -> Lesson:
+    """What is there?"""
+    return Lesson(((THERE, phrase(full(scene), terse=True)),), sees=True)
+
+
+def comparing(scene: Scene, rng: random.Random) -> Lesson:
+    """Where is it (now and then: what is there), what is missing, where is it, and a query in plain words.
+
+    Without the last the words of the first stage would be lost.
+    """
+    first = "there" if rng.random() < 0.25 else "where"
+    turns = [seeing_turn(scene, rng, kind) for kind in (first, "missing", "where")]
+    return Lesson((*turns, plain_turn(scene, rng)), sees=True)
+
+
+DRILLS: dict[str, tuple[Chat, int]] = {"naming": (naming, 32), "comparing": (comparing, 20)}  # half a batch
+
+
+def draw(
+    drill: str, pool: Pool, seed: int, step: int | str, *, held_out: bool = False
+) -> tuple[list[Lesson], Tensor]:
+    """Chats about sharp images and as many estimates of the pool [N, 3, 64, 64] in [-1, 1]."""
+    chat, half = DRILLS[drill]
+    images, _, scenes = pool
+    rng, held = random.Random(f"{seed}/{drill}/{step}"), len(scenes) - HELD_OUT
+    sharp = [random_scene(rng) for _ in range(half)]
+    rows = [rng.randrange(held, len(scenes)) if held_out else rng.randrange(held) for _ in range(half)]
+    shown = torch.cat([pixels(sharp), images[rows].float() / 127.5 - 1])
+    return [chat(scene, rng) for scene in (*sharp, *(scenes[i] for i in rows))], shown
+
+
+@torch.no_grad()
+def recall(network: Any, spelling: Spelling, images: Tensor, scenes: Sequence[Scene]) -> float:
+    """The share of the things in ``images`` [N, 3, 64, 64] in [-1, 1] that are named in shape and colour."""
+    ids, labels = spelling.spell(naming(scenes[0], random.Random(0)))
+    asked = torch.tensor(ids[: next(k for k, label in enumerate(labels) if label != -100)])
+    rows = asked.expand(len(images), -1).to(network.device)
+    out = network.generate(
+        input_ids=rows,
+        attention_mask=torch.ones_like(rows),
+        pixel_values=images.to(network.device),
+        max_new_tokens=48,
+        do_sample=False,
+    )
+    right = 0
+    for answer, scene in zip(out[:, len(asked) :], scenes, strict=True):
+        try:
+            said = parse(spelling.words.decode(answer, skip_special_tokens=True)).groups
+        except ValueError:
+            continue
+        names = Counter((group.shape, group.colour) for group in said)
+        right += (names & Counter((thing.shape, thing.colour) for thing in scene.things)).total()
+    return right / sum(len(scene.things) for scene in scenes)
+
+
+def train(
+    drill: str,
+    network: Any,
+    words: Any,
+    folder: Path,
+    pool: Pool,
+    *,
+    steps: int,
+    seed: int,
+    lr: float = 1.5e-3,
+    device: str = "cpu",
+) -> None:
+    """Trains ``network`` but for its eyes in place, ``words`` its tokenizer; resumes from ``folder``."""
+    torch.manual_seed(seed)
+    network.to(device).train()
+    spelling = Spelling(words)
+    network.model.vision_tower.requires_grad_(False)
+    network.model.multi_modal_projector.requires_grad_(drill != "naming")  # whose words are learned first
+
+    def loss_of(items: list[Lesson], shown: Tensor) -> Tensor:
+        return told_loss(network, spelling, items, shown, device)
+
+    def check(step: int) -> dict[str, float]:
+        network.eval()
+        losses = [loss_of(*draw(drill, pool, seed, f"check/{i}", held_out=True)).item() for i in range(2)]
+        network.train()
+        return {"held_out_loss": round(sum(losses) / len(losses), 4)}
+
+    fit(
+        network,
+        lambda step: loss_of(*draw(drill, pool, seed, step)),
+        steps=steps,
+        seed=seed,
+        lr=lr,
+        folder=folder,
+        warmup=50,
+        average=0.99,
+        check=check,
+        check_every=250,
+    )
+    network.model.multi_modal_projector.requires_grad_(True)
