@@ -42,7 +42,7 @@ def test_tables_are_made_from_the_files(command: Callable[..., Any], tmp_path: P
 
     Fails when rows, rewards, tasks or costs are mixed up.
     """
-    for name, score in (("base", 0.2), ("image", 0.7)):
+    for name, score in (("base", 0.2), ("n1", 0.6), ("n5", 0.7)):
         settings = recipe.settings_of(name, recipe.QUICK, 1, None)
         less = [0.1 * (i % 7 == 1) for i in range(recipe.QUICK)]
         scores = {

@@ -7,7 +7,7 @@ paired differences a claim is read from.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import final
+from typing import Any, final
 
 from promptloop.bench.arms import Way
 from promptloop.recipes.mini import Mini
@@ -30,7 +30,7 @@ TRAINED: dict[str, tuple[Mini, int]] = {  # name -> settings, number of seeds
 GOES_ON = dict.fromkeys(("ahead", "blind", "image", "always"), "first")  # to write well first, then to look
 ON = 1000  # added to the seed of what goes on: it sees other queries than before
 
-TUNED_WITH = "ahead"  # the policy that refined one half of each pair's images
+TUNED_WITH = "first"  # the policy that refined one half of each pair's images
 TUNED: dict[str, MiniDPO] = {"tuned": MiniDPO(policy="mini-policy")}  # backbones with weights of their own
 
 EIGHT = Way(window=PAPER_WINDOW, steps=8, guidance=1.0)  # how mini-turbo is sampled
@@ -68,59 +68,62 @@ ONE = replace(EIGHT, refinements=1)
 BLIND = replace(EIGHT, shown="nothing")
 
 
-def counted(n: int) -> Row:
-    return Row(f"trained, {n} refinement{'s' * (n != 1)}", "image", replace(EIGHT, refinements=n))
-
-
-def open_loop(n: int) -> Row:
-    return Row(f"open loop, {n}", "image", replace(EIGHT, refinements=n, loop="open"))
+def shipped(refinements: int, **changed: Any) -> Row:
+    """The policy that ships, written so often."""
+    title = f"mini-policy, {refinements} refinement{'s' * (refinements != 1)}"
+    told = {"loop": ", open loop", "shown": ", shown another sample's estimate"}
+    way = replace(EIGHT, refinements=refinements, **changed)
+    return Row(title + "".join(told[key] for key in changed), "first", way)
 
 
 ROWS: dict[str, Row] = {
     "base": Row("the query", None),
     "untrained": Row("untrained, five refinements with image", "untrained"),
     "untrained-blind": Row("untrained, five refinements without image", "untrained", BLIND),
-    "first": Row("GRPO, one refinement, 120 updates", "first", ONE),
+    **{f"n{n}": shipped(n) for n in (1, 2, 3, 5, 8)},
+    **{f"open{n}": shipped(n, loop="open") for n in (1, 3, 5)},
+    **{f"another{n}": shipped(n, shown="another's") for n in (5, 8)},
     "ahead": Row("GRPO, one refinement (feed-forward)", "ahead", ONE),
     "blind": Row("GRPO, five refinements without image", "blind", BLIND),
     "image": Row("GRPO, five refinements with image", "image"),
-    "another": Row("the same, shown another sample's estimate", "image", replace(EIGHT, shown="another's")),
+    "image-another": Row("the same, another sample's estimate", "image", replace(EIGHT, shown="another's")),
     "open": Row("the same, open loop (no image)", "image", replace(EIGHT, loop="open")),
     "always": Row("trained without image dropout, closed loop", "always"),
     "always-open": Row("trained without image dropout, open loop", "always", replace(EIGHT, loop="open")),
     "preference": Row("the same on the learned reward", "preference", ONE),
     "unet-base": Row("mini-unet (20 guided steps), the query", None, TWENTY, "mini-unet"),
-    "unet-image": Row("the same, the policy of mini-turbo", "image", TWENTY, "mini-unet"),
+    "unet-policy": Row("the same, mini-policy", "first", TWENTY, "mini-unet"),
     "flow-base": Row("mini-flow (20 guided steps), the query", None, TWENTY, "mini-flow"),
-    "flow-image": Row("the same, the policy of mini-turbo", "image", TWENTY, "mini-flow"),
+    "flow-policy": Row("the same, mini-policy", "first", TWENTY, "mini-flow"),
     "few-base": Row("mini-unet in 8 steps of DPM-Solver++, the query", None, FEW, "mini-unet", "dpm++"),
-    "few-image": Row("the same, the policy of mini-turbo, 4 refinements", "image", FEW, "mini-unet", "dpm++"),
+    "few-policy": Row("the same, mini-policy, 4 refinements", "first", FEW, "mini-unet", "dpm++"),
     "tuned-base": Row("mini-unet tuned by Diffusion-DPO, the query", None, TWENTY, "tuned"),
-    "tuned-image": Row("the same, the policy of mini-turbo", "image", TWENTY, "tuned"),
-    **{f"n{n}": counted(n) for n in (1, 2, 3, 8)},
-    **{f"open{n}": open_loop(n) for n in (1, 3)},
+    "tuned-policy": Row("the same, mini-policy", "first", TWENTY, "tuned"),
 }
 
 CLAIMS: dict[str, Claim] = {
-    "C1": Claim("A trained policy against the query alone", ("base", "ahead", "image"),
-                (("ahead", "base"), ("image", "base"))),
+    "C1": Claim("A trained policy against the query alone", ("base", "n1", "n5"),
+                (("n1", "base"), ("n5", "base"), ("n5", "n1"))),
     "C2": Claim("Against feed-forward GRPO (one rewrite, no image), the same episodes and updates",
                 ("ahead", "blind", "image"), (("image", "ahead"), ("blind", "ahead"))),
     "C3": Claim("The ablation", ("base", "untrained-blind", "untrained", "ahead", "blind", "image"),
                 (("untrained", "base"), ("ahead", "untrained"), ("blind", "ahead"), ("image", "blind"))),
     "C4": Claim("One policy, other backbones",
-                ("unet-base", "unet-image", "flow-base", "flow-image", "few-base", "few-image"),
-                (("unet-image", "unet-base"), ("flow-image", "flow-base"), ("few-image", "few-base"))),
+                ("unet-base", "unet-policy", "flow-base", "flow-policy", "few-base", "few-policy"),
+                (("unet-policy", "unet-base"), ("flow-policy", "flow-base"), ("few-policy", "few-base"))),
     "C5": Claim("Does the policy add to tuned weights?",
-                ("unet-base", "tuned-base", "unet-image", "tuned-image"),
-                (("tuned-base", "unet-base"), ("tuned-image", "tuned-base"), ("tuned-image", "unet-image"))),
-    "C6": Claim("Trained on an imperfect reward, graded by the oracle", ("base", "first", "preference"),
-                (("preference", "base"), ("first", "preference"))),
-    "C7": Claim("What refinements cost", ("base", "n1", "n3", "image", "open1", "open3", "open")),
+                ("unet-base", "tuned-base", "unet-policy", "tuned-policy"),
+                (("tuned-base", "unet-base"), ("tuned-policy", "tuned-base"),
+                 ("tuned-policy", "unet-policy"))),
+    "C6": Claim("Trained on an imperfect reward, graded by the oracle", ("base", "n1", "preference"),
+                (("preference", "base"), ("n1", "preference"))),
+    "C7": Claim("What refinements cost", ("base", "n1", "n3", "n5", "open1", "open3", "open5")),
     "C8": Claim("Open loop against closed, with and without image dropout",
-                ("image", "open", "always", "always-open"), (("image", "open"), ("always", "always-open"))),
-    "C9": Claim("Refinements", ("base", "n1", "n2", "n3", "image", "n8"),
-                (("n2", "n1"), ("image", "n1"), ("n8", "image"))),
-    "feedback": Claim("Does feedback help, or only more compute?", ("image", "another"),
-                      (("image", "another"),)),
+                ("n5", "open5", "image", "open", "always", "always-open"),
+                (("n5", "open5"), ("image", "open"), ("always", "always-open"))),
+    "C9": Claim("Refinements", ("base", "n1", "n2", "n3", "n5", "n8"),
+                (("n2", "n1"), ("n5", "n1"), ("n8", "n5"), ("n8", "n1"))),
+    "feedback": Claim("Does feedback help, or only more compute?",
+                      ("n5", "another5", "n8", "another8", "image", "image-another"),
+                      (("n5", "another5"), ("n8", "another8"), ("image", "image-another"))),
 }  # fmt: skip
