@@ -22,7 +22,7 @@ from promptloop.policies.contract import Draft, Policy, Request
 from promptloop.policies.decoding import Inputs, decode, positions, prefill, shared
 from promptloop.policies.message import messages, percent, read
 from promptloop.policies.processor import load_processor
-from promptloop.world import weights
+from promptloop.world import CHATS, weights
 
 
 @final
@@ -62,14 +62,16 @@ class Mllm(Policy):
         max_new_tokens: int = 48,
         image_size: int | None = None,
     ) -> Mllm:
-        """From a folder, a hub id or "mini-vlm"; `lora` is a PEFT folder, whose weights alone stay trainable.
+        """From a folder, a hub id or an embedded chat model's name.
 
+        `lora` is a PEFT folder, whose weights alone stay trainable.
         ValueError where there is no such folder and the name can be no hub id.
         """
-        if str(path_or_id) == "mini-vlm" and not Path(path_or_id).exists():
-            path_or_id = weights("mini-vlm")
+        if str(path_or_id) in CHATS and not Path(path_or_id).exists():
+            path_or_id = weights(str(path_or_id))
         if not Path(path_or_id).is_dir() and not HUB_ID.fullmatch(str(path_or_id)):
-            raise ValueError(f"{path_or_id} does not exist; give a folder, mini-vlm or a hub id (owner/name)")
+            names = ", ".join(CHATS)
+            raise ValueError(f"{path_or_id} does not exist; give a folder, {names} or a hub id (owner/name)")
         network: Any = AutoModelForImageTextToText.from_pretrained(str(path_or_id), dtype=dtype)
         if lora is not None:
             from peft import PeftModel

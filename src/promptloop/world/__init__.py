@@ -5,7 +5,8 @@ from pathlib import Path
 WEIGHTS = Path(__file__).parent / "weights"
 
 BACKBONES = ("mini-unet", "mini-flow", "mini-turbo")
-MODELS = (*BACKBONES, "mini-vlm")  # of what build.py makes, those that ship
+CHATS = ("mini-vlm",)
+MODELS = (*BACKBONES, *CHATS)  # of what build.py makes, those that ship
 MADE_FROM_THEM = ("mini-judge", "mini-policy")  # a learned reward (judge.py); mini-vlm trained by GRPO
 ELSEWHERE = {"mini-policy": "studies/first-0"}  # it is one of the studies' policies
 
