@@ -32,10 +32,11 @@ STEPS = {
     "naming": 500,
     "lessons": 1000,
     "comparing": 700,
-    "tuning": 600,
+    "tuning": 1600,
 }
 RATES = {"mini-unet": 1.5e-3, "mini-flow": 2e-3}
 POOL = 12_000  # denoised estimates that mini-vlm is shown
+TRIES = 24_000  # estimates of what was drawn for a query
 
 
 def load_vae(out: Path, device: str) -> Any:
@@ -52,7 +53,7 @@ def load_pipeline(out: Path, name: str, device: str) -> Any:
 
 def run_stage(stage: str, out: Path, *, seed: int, scale: float, device: str) -> None:
     """One stage. ``scale`` multiplies every number of steps and scenes (tests use a tiny one)."""
-    from promptloop.world import autoencoder, backbones, distil, estimates, speaker, tuning
+    from promptloop.world import autoencoder, backbones, distil, estimates, speaker, tries, tuning
 
     steps = {name: max(2, int(n * scale)) for name, n in STEPS.items()}
     scenes = max(576, int(SCENES * scale))
@@ -83,8 +84,10 @@ def run_stage(stage: str, out: Path, *, seed: int, scale: float, device: str) ->
         latents = backbones.encode_scenes(unet.vae, out, count=scenes, seed=seed, device="cpu")
         pool = estimates.pool(out, unet, turbo, latents, count=max(576, int(POOL * scale)), seed=seed)
         lessons = out / stage / "lessons"
-        speaker.train(lessons, pool, steps=steps, seed=seed, device=device)
-        tuning.train(out / stage, lessons / "model", pool, steps=steps["tuning"], seed=seed, device=device)
+        tried = tries.tries(out, turbo, count=max(1024, int(TRIES * scale)), seed=seed)
+        speaker.train(lessons, pool, tried, steps=steps, seed=seed, device=device)
+        model, n = lessons / "model", steps["tuning"]
+        tuning.train(out / stage, model, pool, tried, steps=n, seed=seed, device=device)
     elif stage == "pack":
         pack(out)
     else:

@@ -21,9 +21,10 @@ from promptloop.world.captions import parse, phrase
 from promptloop.world.chat_model import Spelling, told_loss
 from promptloop.world.eyes import HELD_OUT, Pool
 from promptloop.world.fit import fit
-from promptloop.world.lessons import THERE, Lesson, full, seeing_turn
+from promptloop.world.lessons import MISSING, THERE, Lesson, full, lack, seeing_turn
 from promptloop.world.scene import Scene, random_scene
-from promptloop.world.tuning import plain_turn
+from promptloop.world.tries import Tries, Wish
+from promptloop.world.tuning import one_of, plain_turn
 
 Chat = Callable[[Scene, random.Random], Lesson]
 
@@ -43,20 +44,32 @@ def comparing(scene: Scene, rng: random.Random) -> Lesson:
     return Lesson((*turns, plain_turn(scene, rng)), sees=True)
 
 
-DRILLS: dict[str, tuple[Chat, int]] = {"naming": (naming, 32), "comparing": (comparing, 20)}  # half a batch
+def judging(scene: Scene, wish: Wish, rng: random.Random) -> Lesson:
+    """The same about what was drawn for ``wish``: what it lacks is asked for first."""
+    _, other, where, plain = comparing(scene, rng).turns
+    return Lesson(((MISSING.format(query=wish.query), lack(scene, wish.ask)), other, where, plain), sees=True)
+
+
+DRILLS: dict[str, tuple[Chat, int, int, int]] = {  # chats about sharp images, the pool's, tries
+    "naming": (naming, 32, 32, 0),
+    "comparing": (comparing, 10, 10, 24),
+}
 
 
 def draw(
-    drill: str, pool: Pool, seed: int, step: int | str, *, held_out: bool = False
+    drill: str, pool: Pool, tries: Tries, seed: int, step: int | str, *, held_out: bool = False
 ) -> tuple[list[Lesson], Tensor]:
-    """Chats about sharp images and as many estimates of the pool [N, 3, 64, 64] in [-1, 1]."""
-    chat, half = DRILLS[drill]
+    """Chats about sharp images, estimates of the pool and tries, and these [N, 3, 64, 64] in [-1, 1]."""
+    chat, fresh, pooled, tried = DRILLS[drill]
     images, _, scenes = pool
     rng, held = random.Random(f"{seed}/{drill}/{step}"), len(scenes) - HELD_OUT
-    sharp = [random_scene(rng) for _ in range(half)]
-    rows = [rng.randrange(held, len(scenes)) if held_out else rng.randrange(held) for _ in range(half)]
-    shown = torch.cat([pixels(sharp), images[rows].float() / 127.5 - 1])
-    return [chat(scene, rng) for scene in (*sharp, *(scenes[i] for i in rows))], shown
+    sharp = [random_scene(rng) for _ in range(fresh)]
+    rows = [rng.randrange(held, len(scenes)) if held_out else rng.randrange(held) for _ in range(pooled)]
+    chats = [chat(scene, rng) for scene in (*sharp, *(scenes[i] for i in rows))]
+    drawn = [one_of(tries, rng, held_out=held_out) for _ in range(tried)]
+    chats += [judging(there, tries.wishes[i], rng) for i, there in drawn]
+    estimates = torch.cat([images[rows], tries.images[[i for i, _ in drawn]]]).float() / 127.5 - 1
+    return chats, torch.cat([pixels(sharp), estimates])
 
 
 @torch.no_grad()
@@ -89,6 +102,7 @@ def train(
     words: Any,
     folder: Path,
     pool: Pool,
+    tries: Tries,
     *,
     steps: int,
     seed: int,
@@ -107,13 +121,15 @@ def train(
 
     def check(step: int) -> dict[str, float]:
         network.eval()
-        losses = [loss_of(*draw(drill, pool, seed, f"check/{i}", held_out=True)).item() for i in range(2)]
+        losses = [
+            loss_of(*draw(drill, pool, tries, seed, f"check/{i}", held_out=True)).item() for i in range(2)
+        ]
         network.train()
         return {"held_out_loss": round(sum(losses) / len(losses), 4)}
 
     fit(
         network,
-        lambda step: loss_of(*draw(drill, pool, seed, step)),
+        lambda step: loss_of(*draw(drill, pool, tries, seed, step)),
         steps=steps,
         seed=seed,
         lr=lr,

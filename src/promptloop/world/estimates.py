@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +43,24 @@ def of_scenes(pipe: Any, latents: Tensor, scenes: list[Scene], *, seed: int) -> 
         done = torch.tensor([rng.randint(1, STEPS - 1) for _ in part])
         t = (1000 - 1000 * (done - 1) // STEPS - 1).clamp(0, 999)
         abar = pipe.scheduler.alphas_cumprod[t].view(-1, 1, 1, 1)
-        text = said(pipe, scenes[first : first + BATCH], rng)
+        texts = [phrase(describe(s, rng, dense=0.7)) for s in scenes[first : first + BATCH]]
+        text = read_by(pipe, texts)
         x = abar.sqrt() * part + (1 - abar).sqrt() * noise
         clean = (x - (1 - abar).sqrt() * pipe.unet(x, t, text).sample) / abar.sqrt()
         rows.append(seen(pipe, clean))
         when.append(done / STEPS)
     return torch.cat(rows), torch.cat(when)
+
+
+@torch.no_grad()
+def drawing(pipe: Any, text: Tensor, noise: torch.Generator) -> Iterator[Tensor]:
+    """The latent estimates of ``mini-turbo`` after each of its steps, for texts as its encoder reads them."""
+    pipe.scheduler.set_timesteps(LEVELS, original_inference_steps=LEVELS)
+    x = torch.randn(len(text), *LATENT, generator=noise)
+    for t in pipe.scheduler.timesteps:
+        moved = pipe.scheduler.step(pipe.unet(x, t, text).sample, t, x, generator=noise)
+        x = moved.prev_sample
+        yield moved.denoised
 
 
 @torch.no_grad()
@@ -57,13 +70,9 @@ def on_the_way(pipe: Any, count: int, *, seed: int) -> tuple[Tensor, Tensor]:
     for batch in range(math.ceil(count / (LEVELS * BATCH))):
         rng = random.Random(f"{seed}/on the way/{batch}")
         noise = torch.Generator().manual_seed(rng.getrandbits(60))
-        text = said(pipe, wanted(seed, batch), rng)
-        pipe.scheduler.set_timesteps(LEVELS, original_inference_steps=LEVELS)
-        x = torch.randn(BATCH, *LATENT, generator=noise)
-        for done, t in enumerate(pipe.scheduler.timesteps, start=1):
-            moved = pipe.scheduler.step(pipe.unet(x, t, text).sample, t, x, generator=noise)
-            x = moved.prev_sample
-            rows.append(seen(pipe, moved.denoised))
+        texts = [phrase(describe(s, rng, dense=0.7)) for s in wanted(seed, batch)]
+        for done, clean in enumerate(drawing(pipe, read_by(pipe, texts), noise), start=1):
+            rows.append(seen(pipe, clean))
             when.append(torch.full((BATCH,), done / LEVELS))
     return torch.cat(rows)[:count], torch.cat(when)[:count]
 
@@ -74,10 +83,10 @@ def wanted(seed: int, batch: int) -> list[Scene]:
     return [random_scene(rng) for _ in range(BATCH)]
 
 
-def said(pipe: Any, scenes: list[Scene], rng: random.Random) -> Tensor:
-    """What somebody says of each of ``scenes``, as the text encoder reads it [N, tokens, width]."""
-    texts = [phrase(describe(s, rng, dense=0.7)) for s in scenes]
-    return pipe.text_encoder(tokens(pipe.tokenizer, texts, "cpu"))[0]
+def read_by(pipe: Any, texts: list[str]) -> Tensor:
+    """``texts`` as the text encoder reads them [N, tokens, width]."""
+    states: Tensor = pipe.text_encoder(tokens(pipe.tokenizer, texts, "cpu"))[0]
+    return states
 
 
 def seen(pipe: Any, clean: Tensor) -> Tensor:

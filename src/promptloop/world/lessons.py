@@ -63,12 +63,33 @@ def fits(thing: Thing, group: Group) -> bool:
 
 
 def missing(scene: Scene, ask: Ask) -> Ask | None:
-    """The groups that ``scene`` lacks, and the ground if it is another one; None when nothing is missing."""
+    """The groups that ``scene`` lacks, or where all are there the relation that does not hold, and the ground
+    if it is another one; None when nothing is missing.
+    """
     groups = tuple(g for g in ask.groups if sum(fits(t, g) for t in scene.things) < g.count)
     ground = ask.ground if ask.ground not in (None, scene.ground) else None
+    if not groups and ask.relation and not related(scene, ask):
+        return Ask(ask.groups[:2], ask.relation, ground)
     if not groups and ground is None:
         return None
     return Ask(groups, None, ground)
+
+
+def related(scene: Scene, ask: Ask) -> bool:
+    """Whether all that the first group may mean stands so, to all that the second may, as ``ask`` says."""
+    first, second = ([t for t in scene.things if fits(t, group)] for group in ask.groups[:2])
+    if ask.relation in ("right of", "below"):
+        first, second = second, first
+    across = ask.relation in ("left of", "right of")
+    return all((a.column < b.column) if across else (a.row < b.row) for a in first for b in second)
+
+
+def lack(scene: Scene, ask: Ask) -> str:
+    """What ``scene`` lacks of ``ask``, in words."""
+    lacking = missing(scene, ask)
+    if lacking is None:
+        return "nothing"
+    return phrase(lacking, terse=True) if lacking.groups else f"{lacking.ground} background"
 
 
 def near_miss(scene: Scene, rng: random.Random) -> Ask:
@@ -159,14 +180,7 @@ def seeing_turn(scene: Scene, rng: random.Random, kind: str | None = None) -> tu
         return THERE, phrase(full(scene), terse=True)
     if kind == "missing":
         ask = near_miss(scene, rng)
-        lacking = missing(scene, ask)
-        if lacking is None:
-            answer = "nothing"
-        elif lacking.groups:
-            answer = phrase(lacking, terse=True)
-        else:
-            answer = f"{lacking.ground} background"
-        return MISSING.format(query=user_says(ask, rng)), answer
+        return MISSING.format(query=user_says(ask, rng)), lack(scene, ask)
     thing = rng.choice(scene.things)
     group = replace(group_of([thing], lambda p: True), size=None, place=None)
     if rng.random() < 0.3:

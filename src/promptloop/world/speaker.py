@@ -18,6 +18,7 @@ from promptloop.world.eyes import HELD_OUT, Pool
 from promptloop.world.fit import fit
 from promptloop.world.lessons import Lesson, lesson
 from promptloop.world.scene import SIDE, Scene, random_scene
+from promptloop.world.tries import Tries
 
 BATCH = 24
 
@@ -57,6 +58,7 @@ def draw(pool: Pool, seed: int, step: int | str, *, held_out: bool = False) -> t
 def train(
     folder: Path,
     pool: Pool,
+    tries: Tries,
     *,
     steps: Mapping[str, int],
     seed: int,
@@ -64,7 +66,7 @@ def train(
     device: str = "cpu",
 ) -> None:
     """Trains the words, the eyes, the naming, then all of it on lessons about ``pool`` and sharp images, and
-    the comparing; ``steps`` by these names. Saves ``folder/model``.
+    the comparing, of ``tries`` too; ``steps`` by these names. Saves ``folder/model``.
     """
     torch.manual_seed(seed)
     network, processor = blank(seed)
@@ -73,7 +75,9 @@ def train(
     eyes.train(network, words, folder / "eyes", pool, steps=steps["eyes"], seed=seed, device=device)
 
     def drill(name: str) -> None:
-        drills.train(name, network, words, folder / name, pool, steps=steps[name], seed=seed, device=device)
+        drills.train(
+            name, network, words, folder / name, pool, tries, steps=steps[name], seed=seed, device=device
+        )
 
     drill("naming")
     network.train()

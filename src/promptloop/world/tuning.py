@@ -3,14 +3,13 @@
 Lessons (lessons.py) teach the world's language and seeing; after them two rewrites in five still mix up what
 belongs to what (docs/log.md). Here half the chats are without an image, several short turns in each, which
 is cheap: queries in plain words, which have one right answer, and the policy's own message, answered with
-rewrites that keep what was asked: definite or not, with places or not, in any order; many of those beside an
-image say first what the image lacks. None is preferred by a reward.
+rewrites that keep what was asked (rewrites.py). The images are mostly what mini-turbo drew for a query
+(tries.py), and then the message, or the question what is missing, is about that query.
 """
 
 from __future__ import annotations
 
 import random
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,89 +20,18 @@ from promptloop.policies.contract import Request
 from promptloop.policies.message import KEEP, USER, percent
 from promptloop.policies.processor import load_processor
 from promptloop.world.autoencoder import pixels
-from promptloop.world.captions import Ask, Group, phrase
+from promptloop.world.captions import phrase
 from promptloop.world.chat_model import Spelling, told_loss
 from promptloop.world.eyes import HELD_OUT, Pool
 from promptloop.world.fit import fit
-from promptloop.world.lessons import (
-    MEANS,
-    Lesson,
-    any_query,
-    fits,
-    missing,
-    rewrite,
-    seeing_turn,
-    user_says,
-    words,
-)
+from promptloop.world.lessons import MEANS, MISSING, Lesson, any_query, lack, seeing_turn, user_says
+from promptloop.world.rewrites import SHUFFLED, answer
 from promptloop.world.scene import Scene, random_scene
-from promptloop.world.scripted import bare, coloured, laid_out, readable
-from promptloop.world.words import PLACES
+from promptloop.world.tries import HELD_OUT as TRIES_HELD_OUT
+from promptloop.world.tries import Tries, Wish
 
 BLIND, SEEING = 24, 32  # chats in a batch without images, and with
 TURNS = 5  # of a chat without an image
-SHUFFLED = 0.05  # how often an answer has another order than the query (docs/log.md, sixth session)
-
-
-def mended(scene: Scene, ask: Ask, rng: random.Random) -> Ask | None:
-    """``ask`` with what ``scene`` lacks perhaps sent to the place of a spare thing, seldom said first.
-
-    What is there already may be named with the colour it has. None where nothing lacks, or where a relation
-    fixes the places.
-    """
-    spare, said, lacking = list(scene.things), list[Group](), list[int]()
-    for k, group in enumerate(ask.groups):
-        there = [t for t in spare if fits(t, group)][: group.count]
-        if len(there) < group.count:
-            lacking.append(k)
-            said.append(group)
-            continue
-        spare = [t for t in spare if t not in there]
-        named = group.colour is None and group.count == 1 and rng.random() < 0.6
-        said.append(replace(group, colour=there[0].colour) if named else group)
-    if not lacking or ask.relation:
-        return None
-    if rng.random() < 0.6:
-        said = list(coloured(Ask(tuple(said)), rng).groups)
-    rng.shuffle(spare)
-    if rng.random() < 0.6:
-        for k, thing in zip(lacking, spare, strict=False):
-            if said[k].count == 1:
-                said[k] = replace(said[k], place=(thing.column, thing.row))
-    if rng.random() < SHUFFLED:
-        said = [said[k] for k in lacking] + [g for k, g in enumerate(said) if k not in lacking]
-    return Ask(tuple(said), None, ask.ground)
-
-
-def faithful(ask: Ask, rng: random.Random, *, shuffled: float = SHUFFLED) -> Ask:
-    """``ask`` in one of many ways that keep it: coloured, laid out, reordered, seldom without details."""
-    if rng.random() < 0.4:
-        ask = coloured(ask, rng)
-    layout = rng.random()
-    if layout < 0.3 and not (ask.relation and rng.random() < 0.5):
-        ask = laid_out(ask, rng)
-    elif layout < 0.5:  # one thing sent somewhere
-        groups = list(ask.groups)
-        k = rng.randrange(len(groups))
-        if groups[k].count == 1:
-            groups[k] = replace(groups[k], place=rng.choice(tuple(PLACES)))
-        ask = Ask(tuple(groups), ask.relation, ask.ground)
-    if ask.relation is None and rng.random() < shuffled:
-        ask = Ask(tuple(rng.sample(ask.groups, len(ask.groups))), None, ask.ground)
-    return bare(ask) if rng.random() < 0.1 else ask
-
-
-def answer(scene: Scene | None, ask: Ask, rng: random.Random, *, shuffled: float = SHUFFLED) -> str:
-    """A prompt for ``ask`` where the image shows ``scene``."""
-    kind = rng.random()
-    if kind < 0.1 or (scene is not None and missing(scene, ask) is None and rng.random() < 0.3):
-        return KEEP
-    if kind < 0.18:  # the wide repertoire of the lessons: parts, single things
-        return rewrite(ask, rng)
-    better = mended(scene, ask, rng) if scene is not None and rng.random() < 0.6 else None
-    said = faithful(ask, rng, shuffled=shuffled) if better is None else better
-    say, terse = words(rng, 0.02), rng.random() < 0.5 or not readable(phrase(said))
-    return phrase(said, say, terse=terse)
 
 
 def writing_turn(
@@ -113,11 +41,14 @@ def writing_turn(
     ask = any_query(scene, rng)
     query = user_says(ask, rng)
     prompt = query if progress == 0 or rng.random() < 0.4 else answer(None, ask, rng, shuffled=shuffled)
-    prompt = query if prompt == KEEP else prompt
-    asked = Request(query, prompt, None, progress)
-    return USER.format(query=query, prompt=prompt, percent=percent(asked)), answer(
-        scene, ask, rng, shuffled=shuffled
-    )
+    wish = Wish(ask, query, query if prompt == KEEP else prompt)
+    return message(wish, progress), answer(scene, ask, rng, shuffled=shuffled)
+
+
+def message(wish: Wish, progress: float) -> str:
+    """The policy's own message about ``wish``."""
+    asked = Request(wish.query, wish.prompt, None, progress)
+    return USER.format(query=wish.query, prompt=wish.prompt, percent=percent(asked))
 
 
 def plain_turn(scene: Scene | None, rng: random.Random) -> tuple[str, str]:
@@ -138,8 +69,25 @@ def instruction(scene: Scene | None, progress: float, rng: random.Random) -> Les
     return Lesson(tuple(turns), sees=False)
 
 
-def draw(pool: Pool, seed: int, step: int, *, held_out: bool = False) -> tuple[list[Lesson], Tensor | None]:
-    """Chats without an image (even steps), or about the images [SEEING, 3, 64, 64] in [-1, 1]."""
+def judging(scene: Scene, wish: Wish, progress: float, rng: random.Random) -> Lesson:
+    """A chat about what was drawn for ``wish``: a new prompt for it, or what it lacks, and the other question
+    about something else, so that neither answer gives away the other.
+    """
+    if rng.random() < 0.6:
+        first = message(wish, progress), answer(scene, wish.ask, rng)
+        second = seeing_turn(scene, rng)
+    else:
+        first = MISSING.format(query=wish.query), lack(scene, wish.ask)
+        second = writing_turn(scene, progress, rng)
+    return Lesson((first, second, writing_turn(scene, progress, rng), plain_turn(scene, rng)), sees=True)
+
+
+def draw(
+    pool: Pool, tries: Tries, seed: int, step: int, *, held_out: bool = False
+) -> tuple[list[Lesson], Tensor | None]:
+    """Chats without an image (even steps), or about the images [SEEING, 3, 64, 64] in [-1, 1]: one in four
+    sharp, one in four of the ``pool``, the others ``tries``.
+    """
     images, when, scenes = pool
     held = len(scenes) - HELD_OUT
     rng = random.Random(f"{seed}/tuning/{held_out}/{step}")
@@ -151,17 +99,33 @@ def draw(pool: Pool, seed: int, step: int, *, held_out: bool = False) -> tuple[l
             scene = random_scene(rng)
             items.append(instruction(scene, 1.0 if rng.random() < 0.3 else rng.random(), rng))
             shown.append(pixels([scene])[0])
-        else:
+        elif k % 4 == 1:
             i = rng.randrange(held, len(scenes)) if held_out else rng.randrange(held)
             items.append(instruction(scenes[i], float(when[i]), rng))
             shown.append(images[i].float() / 127.5 - 1)
+        else:
+            i, there = one_of(tries, rng, held_out=held_out)
+            items.append(judging(there, tries.wishes[i], float(tries.when[i]), rng))
+            shown.append(tries.images[i].float() / 127.5 - 1)
     return items, torch.stack(shown)
+
+
+def one_of(tries: Tries, rng: random.Random, *, held_out: bool) -> tuple[int, Scene]:
+    """A try by its number, and what stands there; those in which nothing can be read are passed over."""
+    count = len(tries.scenes)
+    rows = range(count - TRIES_HELD_OUT, count) if held_out else range(count - TRIES_HELD_OUT)
+    while True:
+        i = rng.choice(rows)
+        scene = tries.scenes[i]
+        if scene is not None:
+            return i, scene
 
 
 def train(
     folder: Path,
     taught: Path,
     pool: Pool,
+    tries: Tries,
     *,
     steps: int,
     seed: int,
@@ -190,13 +154,13 @@ def train(
 
     def check(step: int) -> dict[str, float]:
         save()
-        losses = [loss_of(*draw(pool, seed, i, held_out=True)).item() for i in range(6)]
+        losses = [loss_of(*draw(pool, tries, seed, i, held_out=True)).item() for i in range(6)]
         network.train()
         return {"held_out_loss": round(sum(losses) / len(losses), 4)}
 
     fit(
         network,
-        lambda step: loss_of(*draw(pool, seed, step)),
+        lambda step: loss_of(*draw(pool, tries, seed, step)),
         steps=steps,
         seed=seed,
         lr=lr,
