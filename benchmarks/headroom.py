@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from promptloop.bench.paired import difference, interval
 from promptloop.controls import CFG, PromptLoop
 from promptloop.denoisers import load
 from promptloop.policies.fixed import Identity
@@ -50,6 +51,10 @@ ARMS = {
     "e another's estimate": (Shuffled(Look()), EARLY),
     "e another's estimate, all along": (Shuffled(Look(fine=0.0, until=1.0)), (0.0, 1.0)),
 }
+LOOKS = "d looks, all along"
+PAIRS = tuple(
+    (LOOKS, name) for name in ("a query", "b dense, colours, places", "e another's estimate, all along")
+)
 
 
 def run(denoiser, policy, window, asked, seeds, its, batch):
@@ -63,23 +68,28 @@ def run(denoiser, policy, window, asked, seeds, its, batch):
 
 
 def summarise(row: dict) -> dict:
-    """Means, and a 95% bootstrap interval over queries (each query's seeds stay together)."""
+    """Means with 95% bootstrap intervals over queries (each query's seeds stay together)."""
     soft, strict = torch.tensor(row["soft"]).mean(0), torch.tensor(row["strict"]).mean(0)
-    draws = torch.randint(len(soft), (4000, len(soft)), generator=torch.Generator().manual_seed(0))
-    means, strictly = soft[draws].mean(1), strict[draws].mean(1)
-
-    def interval(values: torch.Tensor) -> list[float]:
-        return [round(v, 4) for v in values.quantile(torch.tensor([0.025, 0.975])).tolist()]
-
+    whole, all_or_nothing = interval(soft[None]), interval(strict[None])
     return {
-        "soft": round(soft.mean().item(), 4),
-        "interval": interval(means),
-        "strict": round(strict.mean().item(), 4),
-        "strict_interval": interval(strictly),
+        "soft": round(whole.mean, 4),
+        "interval": [round(whole.low, 4), round(whole.high, 4)],
+        "strict": round(all_or_nothing.mean, 4),
+        "strict_interval": [round(all_or_nothing.low, 4), round(all_or_nothing.high, 4)],
         "window": row["window"],
         "per_query_soft": [round(v, 3) for v in soft.tolist()],
         "per_query_strict": [round(v, 3) for v in strict.tolist()],
     }
+
+
+def differences(rows: dict) -> dict[str, str]:
+    """The paired differences of `PAIRS` in the soft and the strict score, with intervals."""
+    out = {}
+    for first, second in (pair for pair in PAIRS if rows.keys() >= set(pair)):
+        for kind in ("soft", "strict"):
+            means = [torch.tensor(rows[name][kind]).mean(0)[None] for name in (first, second)]
+            out[f"{first} - {second}, {kind}"] = str(difference(*means))
+    return out
 
 
 def main() -> None:
@@ -122,11 +132,20 @@ def main() -> None:
             "    " + "  ".join(f"{k} {s[:, [q.task == k for q in asked]].mean():.2f}" for k in sorted(tasks)),
             flush=True,
         )
+    told = differences(rows)
+    print("\n".join(f"{pair}: {value}" for pair, value in told.items()))
     if args.out:
         summary = {name: summarise(row) for name, row in rows.items()}
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(
-            json.dumps({"settings": {k: str(v) for k, v in vars(args).items()}, "summary": summary}, indent=1)
+            json.dumps(
+                {
+                    "settings": {k: str(v) for k, v in vars(args).items()},
+                    "summary": summary,
+                    "differences": told,
+                },
+                indent=1,
+            )
         )
 
 

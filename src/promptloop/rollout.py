@@ -17,7 +17,7 @@ from torch import Tensor
 from promptloop.controls.guidance import CFG
 from promptloop.controls.prompt import PromptLoop, even_steps
 from promptloop.controls.streams import Streams
-from promptloop.policies.contract import Draft, Policy
+from promptloop.policies.contract import LIKELIEST, Draft, Policy
 from promptloop.policies.shown import Sometimes
 from promptloop.rewards.contract import Reward, scored
 from promptloop.sample import Control, default_solver, sample
@@ -39,7 +39,7 @@ class Geometry:
 
     credit "episode" gives an episode's advantage to all of its drafts, as in the paper; "branch" lets the
     episodes of a group be one up to a draft drawn at random, in which they part: that draft alone is
-    credited, and what follows draws the same random numbers in all of them.
+    drawn and credited, before it and after it the policy's likeliest answers are taken, as at inference.
     """
 
     queries: int = 12
@@ -154,7 +154,7 @@ def streams_of(
     branch = [derived(seed, "branch", i) % geometry.refinements for i, _ in places]
     plan = {s: derived(seed, "plan", i) for s, (i, _) in zip(seeds, places, strict=True)}
     drafts = {
-        s: tuple(derived(seed, "draft", i, k, j if k == b else "all") for k in every)
+        s: tuple(derived(seed, "draft", i, k, j) if k == b else LIKELIEST for k in every)
         for s, (i, j), b in zip(seeds, places, branch, strict=True)
     }
     return Streams(noise, plan, drafts), tuple(range(b, b + 1) for b in branch)

@@ -17,6 +17,7 @@ from torch import Tensor
 from promptloop.controls.prompt import PromptLoop, kept
 from promptloop.denoisers import from_pipeline
 from promptloop.policies import Draft, Mllm, Request
+from promptloop.policies.contract import LIKELIEST
 from promptloop.policies.decoding import draw
 from promptloop.policies.message import messages
 from promptloop.sample import sample
@@ -126,6 +127,15 @@ def test_a_row_depends_on_its_own_request_and_seed(policy: Mllm) -> None:
     assert close(write(policy), alone, 1e-5)
     one, two = policy.write([requests()[1]] * 2, [1, 2])
     assert not torch.equal(one.tokens, two.tokens)
+
+
+def test_the_likeliest_answer_among_drawn_ones_is_the_greedy_one(policy: Mllm) -> None:
+    """Fails if a batch is greedy as a whole or not at all."""
+    mixed = policy.write(requests(), [0, LIKELIEST, 2, LIKELIEST, 4, LIKELIEST])
+    greedy, drawn = write(replace(policy, temperature=0.0)), write(policy)
+    for k, draft in enumerate(mixed):
+        assert torch.equal(draft.tokens, (greedy if k % 2 else drawn)[k].tokens)
+    assert not torch.equal(greedy[1].tokens, drawn[1].tokens)
 
 
 def test_sharing_what_requests_have_in_common_changes_nothing(policy: Mllm) -> None:

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from promptloop.policies import Draft, Identity, Policy, Request, Table, Template
+from promptloop.policies.contract import LIKELIEST
 from promptloop.policies.message import KEEP, SYSTEM, messages, read
-from promptloop.policies.shown import Blind, Shuffled
+from promptloop.policies.shown import Blind, Shuffled, Sometimes
 
 ASKED = Request("two dogs", "two dogs on grass", progress=0.354)
 
@@ -107,3 +108,12 @@ def test_shown_policies_change_the_picture_alone() -> None:
     assert Shuffled(Identity()).image_size is None
     with pytest.raises(ValueError, match="sample two or more"):
         Shuffled(Identity()).write(asked[:1], [0])
+
+
+def test_an_image_is_dropped_now_and_then_but_not_from_the_likeliest_answer() -> None:
+    """Fails if all seeds drop alike, or an answer that stands for inference is dropped from by chance."""
+    asked = [Request("q", "q", torch.zeros(3, 4, 4), 0.5)] * 400
+    shown = Sometimes(Identity(), 0.3).estimates(asked, range(400))
+    assert 0.2 < sum(e is None for e in shown) / 400 < 0.4
+    assert None not in Sometimes(Identity(), 0.3).estimates(asked, [LIKELIEST] * 400)
+    assert set(Sometimes(Identity(), 1.0).estimates(asked, [LIKELIEST] * 400)) == {None}

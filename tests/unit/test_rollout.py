@@ -9,6 +9,7 @@ from torch import Tensor
 
 from promptloop.denoisers.exact import Gaussian
 from promptloop.policies import Draft, Policy, Request
+from promptloop.policies.contract import LIKELIEST
 from promptloop.rewards.contract import Reward
 from promptloop.rollout import Geometry, Rollout, alone, rollout
 from promptloop.schedules import Level, flow
@@ -51,7 +52,7 @@ def rolled(credit: str = "episode", noise: str = "shared", max_batch: int = 96) 
 
 
 def test_a_group_is_one_trajectory_up_to_its_branch() -> None:
-    """Same drafts before it, others at it, and the credit is the branch's alone; the branch varies.
+    """Same drafts before it, drawn ones at it alone, and the credit is the branch's alone; the branch varies.
 
     Fails if the plan or the noise is a member's own, or drafts are credited that all members share.
     """
@@ -70,6 +71,7 @@ def test_a_group_is_one_trajectory_up_to_its_branch() -> None:
             assert len(when) == 1
             assert len(texts) == 1 or k >= branch
             assert len(seen) == 1 or k > branch
+            assert texts == {f"a {LIKELIEST % 40}"} or k == branch
         assert len({written[branch].text for written in group}) > 1
     assert branches == {0, 1, 2}
 

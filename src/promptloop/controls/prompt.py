@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from promptloop.controls.streams import DRAFTS
-from promptloop.policies.contract import Draft, Policy, Request
+from promptloop.policies.contract import LIKELIEST, Draft, Policy, Request
 from promptloop.sample import Control, State
 
 Schedule = Mapping[int, str]  # step -> the prompt in force from that step on
@@ -234,12 +234,14 @@ def ask(
 
 
 def draft_seed(state: State, i: int, step: int, number: int | None) -> int:
-    """The seed of the next draft of sample i (or of its `number`), used at `step`."""
+    """The seed of the next draft of sample i (or of its `number`), used at `step`; perhaps `LIKELIEST`."""
     streams = state.memory.get(DRAFTS)
     if streams is not None:
         count = len(state.memory["drafts"][i]) if number is None else number
         if count >= streams.shape[1]:
             raise ValueError(f"Streams has seeds for {streams.shape[1]} drafts; there are more refinements")
+        if streams[i, count] == LIKELIEST:
+            return LIKELIEST
         state = replace(state, seeds=streams[:, count])
     return replace(state, step=step).generator(i, "draft").initial_seed()
 

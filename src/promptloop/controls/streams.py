@@ -20,9 +20,9 @@ class Streams(Control):
     """Common random numbers: from the seed of a sample to the seed that this purpose draws from instead.
 
     `noise`: the fresh noise of every stochastic step. `plan`: where refinements happen (plan "random").
-    `drafts`: one seed for each of the drafts, in their order. Samples of one noise seed differ by their
-    prompts alone, however stochastic the solver; with their first drafts' seeds alike too, they are one
-    sample up to the draft in which they differ. An empty mapping leaves the sample's own.
+    `drafts`: one seed for each of the drafts, in their order, or `LIKELIEST`. Samples of one noise seed
+    differ by their prompts alone, however stochastic the solver; with their first drafts' seeds alike too,
+    they are one sample up to the draft in which they differ. An empty mapping leaves the sample's own.
 
     Put it before PromptLoop. Copies of a sample (`State.take`) keep its streams.
     """

@@ -148,7 +148,8 @@ class PromptGRPO(Objective):
             part = Part(drafts, torch.stack([a for _, a in some]), tokens, rows, self._old(drafts))
             parts.append(part)
         seconds = {**made.seconds, "old log-probs": time.perf_counter() - began}
-        return Batch(tuple(parts), described(made, telling, self.geometry.group), seconds, made)
+        metrics = described(made, telling, self.geometry.group)
+        return Batch(tuple(parts), metrics | {"queries_cut": self._cut(asked)}, seconds, made)
 
     def loss(self, part: Part) -> tuple[Tensor, dict[str, Tensor]]:
         before = None
@@ -171,6 +172,11 @@ class PromptGRPO(Objective):
         """The log-probability of saying nothing to a grey picture."""
         grey = Request("", "", torch.full((3, 64, 64), 0.5), 0.5)
         return self.policy.log_prob([self.policy.silence(grey)])[0].sum()
+
+    def _cut(self, asked: Sequence[str]) -> float:
+        """The share of queries whose end the text encoder does not read; a policy may say them shorter."""
+        limit = self.denoiser.text_limit
+        return sum(self.denoiser.count_tokens(query) > limit for query in asked) / len(asked)
 
     def _deviation(self, rewards: Tensor) -> float:
         """The standard deviation of all processes' rewards."""

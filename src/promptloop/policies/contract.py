@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 Kept = Literal["same", "empty", "overlong", "unparsable"]
+LIKELIEST = -1  # in place of a seed: the likeliest answer, nothing drawn
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +79,10 @@ class Policy(ABC):
 
     @abstractmethod
     def write(self, requests: Sequence[Request], seeds: Sequence[int]) -> list[Draft]:
-        """One draft per request, in their order; `seeds[i]` is all the randomness draft i may use."""
+        """One draft per request, in their order; `seeds[i]` is all the randomness draft i may use.
+
+        Where it is `LIKELIEST`, a policy that draws tokens takes the likeliest instead.
+        """
 
     @abstractmethod
     def log_prob(self, drafts: Sequence[Draft]) -> tuple[Tensor, Tensor]:

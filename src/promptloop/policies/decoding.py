@@ -153,11 +153,14 @@ def prefill(network: Any, inputs: Inputs, *, image_token: int | None, reuse: boo
 def draw(log_probs: Tensor, uniforms: Tensor) -> Tensor:
     """One token per row [B] by inverting the distribution function at `uniforms` [B] in [0, 1).
 
-    A token of probability 0 is never drawn: the first entry whose cumulated mass exceeds u has mass.
+    A token of probability 0 is never drawn: the first entry whose cumulated mass exceeds u has mass. Where u
+    is nan it is the likeliest token.
     """
     wide = torch.float32 if log_probs.device.type == "mps" else torch.float64
     mass = log_probs.to(wide).exp().cumsum(-1)
-    return torch.searchsorted(mass, uniforms.to(wide)[:, None] * mass[:, -1:], right=True)[:, 0]
+    points = uniforms.nan_to_num().to(wide)[:, None] * mass[:, -1:]
+    drawn = torch.searchsorted(mass, points, right=True)[:, 0]
+    return torch.where(uniforms.isnan(), log_probs.argmax(-1), drawn)
 
 
 def decode(

@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForImageTextToText
 
 from promptloop.names import HUB_ID
-from promptloop.policies.contract import Draft, Policy, Request
+from promptloop.policies.contract import LIKELIEST, Draft, Policy, Request
 from promptloop.policies.decoding import Inputs, decode, positions, prefill, shared
 from promptloop.policies.message import messages, percent, read
 from promptloop.policies.processor import load_processor
@@ -210,11 +210,10 @@ class Mllm(Policy):
         return forbidden.to(logits.device)
 
     def _uniforms(self, seeds: Sequence[int]) -> Tensor:
-        rows = [
-            torch.rand(self.max_new_tokens, generator=torch.Generator().manual_seed(int(seed)))
-            for seed in seeds
-        ]
-        return torch.stack(rows)
+        size, nan = self.max_new_tokens, torch.full((self.max_new_tokens,), torch.nan)
+        drawn = {int(s): torch.Generator().manual_seed(int(s)) for s in seeds if s != LIKELIEST}
+        rows = {seed: torch.rand(size, generator=rng) for seed, rng in drawn.items()} | {LIKELIEST: nan}
+        return torch.stack([rows[int(seed)] for seed in seeds])
 
     @functools.cached_property
     def _ends(self) -> frozenset[int]:

@@ -10,7 +10,7 @@ from typing import final
 
 from torch import Tensor
 
-from promptloop.policies.contract import Draft, Policy, Request
+from promptloop.policies.contract import LIKELIEST, Draft, Policy, Request
 
 
 class Shown(Policy):
@@ -64,11 +64,21 @@ class Shuffled(Shown):
 @final
 @dataclass(frozen=True, eq=False)
 class Sometimes(Shown):
-    """Shown no estimate with probability `dropout`, drawn from each request's own seed. For training."""
+    """Shown no estimate with probability `dropout`, drawn from each request's own seed. For training.
+
+    What is not drawn but the likeliest answer is shown none only where `dropout` is 1.
+    """
 
     policy: Policy
     dropout: float
 
     def estimates(self, requests: Sequence[Request], seeds: Sequence[int]) -> list[Tensor | None]:
-        drawn = [random.Random(f"image dropout/{seed}").random() for seed in seeds]
-        return [None if u < self.dropout else r.estimate for r, u in zip(requests, drawn, strict=True)]
+        return [
+            None if self._drops(seed) else request.estimate
+            for request, seed in zip(requests, seeds, strict=True)
+        ]
+
+    def _drops(self, seed: int) -> bool:
+        if seed == LIKELIEST:
+            return self.dropout == 1
+        return random.Random(f"image dropout/{seed}").random() < self.dropout

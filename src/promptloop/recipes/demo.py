@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from promptloop.recipes.generate import Generated, Progress, generate
+from promptloop.recipes.generate import Generated, generate
+from promptloop.recipes.progress import Progress
 from promptloop.world.queries import held_out
 
 QUERIES = 6

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -20,13 +20,12 @@ from promptloop.recipes.film import Clock, Film
 from promptloop.recipes.folder import check, save
 from promptloop.recipes.job import Job
 from promptloop.recipes.parts import Part
+from promptloop.recipes.progress import Progress, silent
 from promptloop.recipes.score import score, unscored
 from promptloop.recipes.shot import Frame, Note, Picture, Shot, pixels
 from promptloop.recipes.usual import usual
 from promptloop.sample import Control, Level, State, default_solver, sample
 from promptloop.timing import Stopwatch, TimedPolicy
-
-Progress = Callable[[str, int, int], None]  # (what is being done, how many are done, how many there are)
 
 
 @final
@@ -265,7 +264,3 @@ def stacked(pictures: Sequence[Picture]) -> Tensor:
 def named(part: object) -> str:
     """A name as it is; for an object its class, which a trace can tell but not rebuild."""
     return part if isinstance(part, str) else f"<{type(part).__name__}>"
-
-
-def silent(what: str, done: int, total: int) -> None:
-    """Reports nothing."""

@@ -18,6 +18,7 @@ from promptloop.objectives.prompts import PromptGRPO
 from promptloop.parameters import LoRA, fully, saving_memory, with_lora
 from promptloop.processes import Processes
 from promptloop.recipes import parts, runs
+from promptloop.recipes.progress import Progress, silent
 from promptloop.recipes.sheet import write_sheet
 from promptloop.recipes.tracking import check as check_tracker
 from promptloop.recipes.tracking import push, told, tracker
@@ -28,7 +29,6 @@ from promptloop.train import After, Line, Training, train
 from promptloop.watch import HackingWatch
 from promptloop.world.queries import training_texts
 
-Progress = Callable[[str, int, int], None]
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.25}  # of the ratio at the start: what rounding alone makes of it
 
 
@@ -201,10 +201,6 @@ def launched(settings: Mini, device: torch.device) -> Processes:
         raise ValueError("shard divides the policy among processes, and there is one: start it with torchrun "
                          "--nproc-per-node N -m promptloop train ...")  # fmt: skip
     return processes
-
-
-def silent(text: str) -> None:
-    """Says nothing: of several processes one speaks."""
 
 
 def base_of(settings: Mini, objective: PromptGRPO, processes: Processes) -> After:

@@ -20,13 +20,13 @@ from promptloop.parameters import LoRA, lora_on, save_lora
 from promptloop.policies.contract import Policy
 from promptloop.processes import Processes
 from promptloop.recipes import parts, runs
+from promptloop.recipes.progress import Progress
 from promptloop.recipes.usual import settle
 from promptloop.rewards.contract import scored
 from promptloop.sample import Control, sample
 from promptloop.train import After, Line, Training, train
 from promptloop.world.queries import training_texts
 
-Progress = Callable[[str, int, int], None]
 PAIRS = "pairs.safetensors"
 
 

@@ -10,9 +10,10 @@ import torch
 
 from promptloop.recipes import trace as traces
 from promptloop.recipes.folder import check
-from promptloop.recipes.generate import Generated, Progress, load, run, silent, written
+from promptloop.recipes.generate import Generated, load, run, written
 from promptloop.recipes.job import Job
 from promptloop.recipes.parts import Part
+from promptloop.recipes.progress import Progress, silent
 from promptloop.timing import Stopwatch
 
 ROLES = ("backbone", "policy")

@@ -22,13 +22,13 @@ from promptloop.recipes import parts, runs
 from promptloop.recipes.claims import CLAIMS, GOES_ON, ON, ROWS, TRAINED, TUNED, TUNED_WITH, Claim, Row
 from promptloop.recipes.mini import mini
 from promptloop.recipes.mini_dpo import mini_dpo
+from promptloop.recipes.progress import Progress
 from promptloop.solvers import Scheduler, Solver
 from promptloop.world import study
 from promptloop.world import weights as world_weights
 from promptloop.world.queries import TASKS, queries
 
 Say = Callable[[str], None]
-Progress = Callable[[str, int, int], None]
 QUICK, FULL = 35, 210  # held-out queries; both divide among the seven tasks
 REWARDS = ("oracle", "oracle-strict", "preference")
 JUDGES = ("mini-judge", "mini-vlm", "mini-unet")  # who scores: the learned reward, its eyes, its ears

@@ -20,8 +20,13 @@ def check(name: str) -> None:
 
 def told(line: dict[str, float]) -> str:
     """What the progress says of an update."""
-    whole = {"reward": "reward", "headroom": "headroom", "kl": "KL", "ratio": "ratio", "kept": "kept"}
-    shown = [f"{name} {line[key]:.3g}" for key, name in whole.items() if key in line]
+    whole = {"reward": "reward", "headroom": "headroom", "kl": "KL", "ratio": "ratio", "kept": "kept",
+             "queries_cut": "queries cut"}  # fmt: skip
+    shown = [
+        f"{name} {line[key]:.3g}"
+        for key, name in whole.items()
+        if key in line and (key != "queries_cut" or line[key])
+    ]
     spent = [
         f"{key.removeprefix('seconds/')} {line[key]:.1f} s" for key in line if key.startswith("seconds/")
     ]
