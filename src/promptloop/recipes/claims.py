@@ -12,7 +12,7 @@ from typing import Any, final
 from promptloop.bench.arms import Way
 from promptloop.recipes.mini import Mini
 from promptloop.recipes.mini_dpo import MiniDPO
-from promptloop.recipes.usual import PAPER_WINDOW
+from promptloop.recipes.usual import PAPER_WINDOW, TURBO_WINDOW
 
 SEEDS = 3  # of the noise, where nothing is trained
 
@@ -30,10 +30,10 @@ TRAINED: dict[str, tuple[Mini, int]] = {  # name -> settings, number of seeds
 GOES_ON = dict.fromkeys(("ahead", "blind", "image", "always"), "first")  # to write well first, then to look
 ON = 1000  # added to the seed of what goes on: it sees other queries than before
 
-TUNED_WITH = "first"  # the policy that refined one half of each pair's images
+SHIPPED = "image"  # as mini-policy, with seed 0
 TUNED: dict[str, MiniDPO] = {"tuned": MiniDPO(policy="mini-policy")}  # backbones with weights of their own
 
-EIGHT = Way(window=PAPER_WINDOW, steps=8, guidance=1.0)  # how mini-turbo is sampled
+EIGHT = Way(window=TURBO_WINDOW, steps=8, guidance=1.0)  # how mini-turbo is sampled
 TWENTY = Way()  # how mini-unet and mini-flow are
 FEW = Way(steps=8, refinements=4)  # more do not fit into the window
 
@@ -70,44 +70,50 @@ BLIND = replace(EIGHT, shown="nothing")
 
 def shipped(refinements: int, **changed: Any) -> Row:
     """The policy that ships, written so often."""
-    title = f"mini-policy, {refinements} refinement{'s' * (refinements != 1)}"
-    told = {"loop": ", open loop", "shown": ", shown another sample's estimate"}
+    title = f"GRPO with image, {refinements} refinement{'s' * (refinements != 1)}"
+    told = {"loop": ", open loop", "shown": ", shown another sample's estimate",
+            "window": ", over the whole trajectory"}  # fmt: skip
     way = replace(EIGHT, refinements=refinements, **changed)
-    return Row(title + "".join(told[key] for key in changed), "first", way)
+    return Row(title + "".join(told[key] for key in changed), SHIPPED, way)
 
 
 ROWS: dict[str, Row] = {
     "base": Row("the query", None),
-    "untrained": Row("untrained, five refinements with image", "untrained"),
+    "untrained-one": Row("untrained, one refinement", "untrained", ONE),
     "untrained-blind": Row("untrained, five refinements without image", "untrained", BLIND),
-    **{f"n{n}": shipped(n) for n in (1, 2, 3, 5, 8)},
+    "untrained": Row("untrained, five refinements with image", "untrained"),
+    **{f"n{n}": shipped(n) for n in (1, 2, 3, 5)},
+    "n8": shipped(8, window=PAPER_WINDOW),
+    "whole5": shipped(5, window=PAPER_WINDOW),
     **{f"open{n}": shipped(n, loop="open") for n in (1, 3, 5)},
-    **{f"another{n}": shipped(n, shown="another's") for n in (5, 8)},
+    "another5": shipped(5, shown="another's"),
+    "blind5": shipped(5, shown="nothing"),
+    "another8": shipped(8, window=PAPER_WINDOW, shown="another's"),
+    "first": Row("GRPO, one refinement, 120 updates", "first", ONE),
     "ahead": Row("GRPO, one refinement (feed-forward)", "ahead", ONE),
     "blind": Row("GRPO, five refinements without image", "blind", BLIND),
-    "image": Row("GRPO, five refinements with image", "image"),
-    "image-another": Row("the same, another sample's estimate", "image", replace(EIGHT, shown="another's")),
-    "open": Row("the same, open loop (no image)", "image", replace(EIGHT, loop="open")),
     "always": Row("trained without image dropout, closed loop", "always"),
     "always-open": Row("trained without image dropout, open loop", "always", replace(EIGHT, loop="open")),
     "preference": Row("the same on the learned reward", "preference", ONE),
     "unet-base": Row("mini-unet (20 guided steps), the query", None, TWENTY, "mini-unet"),
-    "unet-policy": Row("the same, mini-policy", "first", TWENTY, "mini-unet"),
+    "unet-policy": Row("the same, mini-policy", SHIPPED, TWENTY, "mini-unet"),
     "flow-base": Row("mini-flow (20 guided steps), the query", None, TWENTY, "mini-flow"),
-    "flow-policy": Row("the same, mini-policy", "first", TWENTY, "mini-flow"),
+    "flow-policy": Row("the same, mini-policy", SHIPPED, TWENTY, "mini-flow"),
     "few-base": Row("mini-unet in 8 steps of DPM-Solver++, the query", None, FEW, "mini-unet", "dpm++"),
-    "few-policy": Row("the same, mini-policy, 4 refinements", "first", FEW, "mini-unet", "dpm++"),
+    "few-policy": Row("the same, mini-policy, 4 refinements", SHIPPED, FEW, "mini-unet", "dpm++"),
     "tuned-base": Row("mini-unet tuned by Diffusion-DPO, the query", None, TWENTY, "tuned"),
-    "tuned-policy": Row("the same, mini-policy", "first", TWENTY, "tuned"),
+    "tuned-policy": Row("the same, mini-policy", SHIPPED, TWENTY, "tuned"),
 }
 
 CLAIMS: dict[str, Claim] = {
     "C1": Claim("A trained policy against the query alone", ("base", "n1", "n5"),
                 (("n1", "base"), ("n5", "base"), ("n5", "n1"))),
     "C2": Claim("Against feed-forward GRPO (one rewrite, no image), the same episodes and updates",
-                ("ahead", "blind", "image"), (("image", "ahead"), ("blind", "ahead"))),
-    "C3": Claim("The ablation", ("base", "untrained-blind", "untrained", "ahead", "blind", "image"),
-                (("untrained", "base"), ("ahead", "untrained"), ("blind", "ahead"), ("image", "blind"))),
+                ("ahead", "n5"), (("n5", "ahead"),)),
+    "C3": Claim("The ablation",
+                ("base", "untrained-one", "untrained-blind", "untrained", "ahead", "blind", "n5"),
+                (("untrained", "base"), ("untrained", "untrained-blind"), ("ahead", "untrained-one"),
+                 ("blind", "ahead"), ("n5", "blind"), ("n5", "ahead"), ("n5", "untrained"))),
     "C4": Claim("One policy, other backbones",
                 ("unet-base", "unet-policy", "flow-base", "flow-policy", "few-base", "few-policy"),
                 (("unet-policy", "unet-base"), ("flow-policy", "flow-base"), ("few-policy", "few-base"))),
@@ -115,15 +121,15 @@ CLAIMS: dict[str, Claim] = {
                 ("unet-base", "tuned-base", "unet-policy", "tuned-policy"),
                 (("tuned-base", "unet-base"), ("tuned-policy", "tuned-base"),
                  ("tuned-policy", "unet-policy"))),
-    "C6": Claim("Trained on an imperfect reward, graded by the oracle", ("base", "n1", "preference"),
-                (("preference", "base"), ("n1", "preference"))),
+    "C6": Claim("Trained on an imperfect reward, graded by the oracle", ("base", "first", "preference"),
+                (("preference", "base"), ("first", "preference"))),
     "C7": Claim("What refinements cost", ("base", "n1", "n3", "n5", "open1", "open3", "open5")),
     "C8": Claim("Open loop against closed, with and without image dropout",
-                ("n5", "open5", "image", "open", "always", "always-open"),
-                (("n5", "open5"), ("image", "open"), ("always", "always-open"))),
-    "C9": Claim("Refinements", ("base", "n1", "n2", "n3", "n5", "n8"),
-                (("n2", "n1"), ("n5", "n1"), ("n8", "n5"), ("n8", "n1"))),
+                ("n5", "open5", "always", "always-open"),
+                (("n5", "open5"), ("always", "always-open"), ("n5", "always"))),
+    "C9": Claim("Refinements", ("base", "n1", "n2", "n3", "n5", "whole5", "n8"),
+                (("n2", "n1"), ("n3", "n2"), ("n5", "n3"), ("n5", "n1"), ("n5", "whole5"), ("n8", "n5"))),
     "feedback": Claim("Does feedback help, or only more compute?",
-                      ("n5", "another5", "n8", "another8", "image", "image-another"),
-                      (("n5", "another5"), ("n8", "another8"), ("image", "image-another"))),
+                      ("n5", "another5", "blind5", "n8", "another8"),
+                      (("n5", "another5"), ("n5", "blind5"), ("n8", "another8"))),
 }  # fmt: skip

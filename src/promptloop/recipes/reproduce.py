@@ -19,7 +19,7 @@ from promptloop.bench.arms import measured
 from promptloop.bench.paired import difference, interval
 from promptloop.names import one_of
 from promptloop.recipes import parts, runs
-from promptloop.recipes.claims import CLAIMS, GOES_ON, ON, ROWS, TRAINED, TUNED, TUNED_WITH, Claim, Row
+from promptloop.recipes.claims import CLAIMS, GOES_ON, ON, ROWS, SHIPPED, TRAINED, TUNED, Claim, Row
 from promptloop.recipes.mini import mini
 from promptloop.recipes.mini_dpo import mini_dpo
 from promptloop.recipes.progress import Progress
@@ -185,7 +185,7 @@ def needed(claims: Sequence[str]) -> set[str]:
     """What the rows of `claims` were trained as, and what that went on from."""
     rows = [ROWS[name] for claim in claims for name in rows_of(claim)]
     names = {row.backbone for row in rows} & set(TUNED)
-    names |= {TUNED_WITH for _ in names} | {row.policy for row in rows if row.policy in TRAINED}
+    names |= {SHIPPED for _ in names} | {row.policy for row in rows if row.policy in TRAINED}
     return names | {GOES_ON[name] for name in names if name in GOES_ON}
 
 
@@ -210,7 +210,7 @@ def train_all(
     for name, tuning in TUNED.items():
         folder = out / f"{name}-0"
         if name in names and not (folder / runs.BACKBONE).is_dir():
-            tuning = replace(tuning, policy=str(out / f"{TUNED_WITH}-0"))
+            tuning = replace(tuning, policy=str(out / f"{SHIPPED}-0"))
             begun = (folder / runs.CONFIG).exists()
             mini_dpo(tuning, folder, resume=begun, progress=told(folder), say=say)
 

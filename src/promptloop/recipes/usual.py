@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, final
 
@@ -11,7 +11,9 @@ from promptloop.denoisers.denoiser import Denoiser
 from promptloop.recipes import parts
 
 PAPER_WINDOW = (0.0, 1.0)  # refinements over the whole trajectory
-EMBEDDED_WINDOW = (0.15, 0.55)  # where the estimate is readable and the prompt still matters (docs/world.md)
+# where the estimate is readable and the prompt still matters (docs/world.md)
+GUIDED_WINDOW = (0.15, 0.55)  # of mini-unet and mini-flow
+TURBO_WINDOW = (0.0, 0.75)  # of mini-turbo
 
 
 @final
@@ -42,9 +44,10 @@ def usual(backbone: str | Denoiser) -> Usual:
         embedded, scheduler = family in parts.NAMES["backbone"], scheduler_of(family)
     else:
         scheduler = type(backbone.scheduler).__name__
-    if scheduler == "LCMScheduler":
-        return CONSISTENCY
-    return Usual(window=EMBEDDED_WINDOW if embedded else PAPER_WINDOW)
+    its = CONSISTENCY if scheduler == "LCMScheduler" else Usual()
+    if not embedded:
+        return its
+    return replace(its, window=TURBO_WINDOW if its is CONSISTENCY else GUIDED_WINDOW)
 
 
 def scheduler_of(name: str) -> str:

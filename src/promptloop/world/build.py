@@ -32,7 +32,7 @@ STEPS = {
     "naming": 500,
     "lessons": 1000,
     "comparing": 700,
-    "tuning": 1600,
+    "tuning": 1200,
 }
 RATES = {"mini-unet": 1.5e-3, "mini-flow": 2e-3}
 POOL = 12_000  # denoised estimates that mini-vlm is shown
