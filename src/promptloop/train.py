@@ -52,7 +52,8 @@ class Training:
     keep: int = 3
 
     def __post_init__(self) -> None:
-        least = {"updates": 1, "epochs": 1, "warmup": 0, "save_every": 1, "keep": 1, "decay_to": 0}
+        least = {"updates": 1, "epochs": 1, "warmup": 0, "save_every": 1, "keep": 1, "decay_to": 0,
+                 "weight_decay": 0}  # fmt: skip
         for name, value in least.items():
             if getattr(self, name) < value:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {value}")

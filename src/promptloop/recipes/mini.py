@@ -73,12 +73,16 @@ class Mini:
     first_alone: int = 0
     lr: float | None = None
     epochs: int = 1
+    warmup: int = 5
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
     train_weights: Literal["lora", "all"] = "lora"
     rank: int = 16
     policy_dtype: Literal["float32", "bfloat16"] = "float32"
     gradient_checkpointing: bool = False
     shard: bool = False
     clip: float = 0.2
+    clip_high: float | None = None
     kl_weight: float = 0.0
     kl_to: Literal["old", "reference"] = "reference"
     per: Literal["token", "draft", "constant"] = "token"
@@ -101,12 +105,12 @@ class Mini:
                         self.credit, self.max_batch)  # fmt: skip
 
     def surrogate(self) -> Surrogate:
-        return Surrogate(self.clip, None, self.kl_weight, self.per, self.max_new_tokens)
+        return Surrogate(self.clip, self.clip_high, self.kl_weight, self.per, self.max_new_tokens)
 
     def training(self) -> Training:
-        return Training(
-            self.steps, self.epochs, self.lr or 0.0, save_every=self.save_every, average=self.average
-        )
+        return Training(self.steps, self.epochs, self.lr or 0.0, self.warmup, weight_decay=self.weight_decay,
+                        max_grad_norm=self.max_grad_norm, save_every=self.save_every,
+                        average=self.average)  # fmt: skip
 
     def __post_init__(self) -> None:
         settle(self, window="window", denoising_steps="training_steps", guidance="guidance")
