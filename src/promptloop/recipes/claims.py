@@ -57,11 +57,14 @@ class Row:
 @final
 @dataclass(frozen=True)
 class Claim:
-    """`pairs`: (row, row) whose difference is told with its interval."""
+    """`pairs`: (row, row) whose difference is told with its interval; `histories`: trainings (seed 0) whose
+    reward and gold are told by quarters.
+    """
 
     title: str
     rows: tuple[str, ...]
     pairs: tuple[tuple[str, str], ...] = ()
+    histories: tuple[str, ...] = ()
 
 
 ONE = replace(EIGHT, refinements=1)
@@ -122,7 +125,7 @@ CLAIMS: dict[str, Claim] = {
                 (("tuned-base", "unet-base"), ("tuned-policy", "tuned-base"),
                  ("tuned-policy", "unet-policy"))),
     "C6": Claim("Trained on an imperfect reward, graded by the oracle", ("base", "first", "preference"),
-                (("preference", "base"), ("first", "preference"))),
+                (("preference", "base"), ("first", "preference")), ("first", "preference")),
     "C7": Claim("What refinements cost", ("base", "n1", "n3", "n5", "open1", "open3", "open5")),
     "C8": Claim("Open loop against closed, with and without image dropout",
                 ("n5", "open5", "always", "always-open"),

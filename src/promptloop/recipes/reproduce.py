@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from promptloop.bench.arms import measured
+from promptloop.bench.history import over_training
 from promptloop.bench.paired import difference, interval
 from promptloop.names import one_of
 from promptloop.recipes import parts, runs
@@ -70,7 +71,8 @@ def reproduce(
         if progress is not None:
             progress(f"row {name}", k, len(wanted))
         found[name] = row(name, out, count, seeds, made)
-    text = "\n\n".join([*(table(name, CLAIMS[name], found) for name in chosen), tasks(found, wanted)])
+    tables = [table(name, CLAIMS[name], found) + histories(CLAIMS[name], made) for name in chosen]
+    text = "\n\n".join([*tables, tasks(found, wanted)])
     (out / "tables.md").write_text(text + "\n", encoding="utf-8")
     return text
 
@@ -234,7 +236,7 @@ def table(name: str, claim: Claim, found: dict[str, dict[str, Any]]) -> str:
         lines.append(
             f"| {ROWS[key].title} | {count} | {soft} | {strict} | {other.mean:.3f} "
             f"| {cost['denoiser calls']:.0f} | {cost['policy tokens']:.1f} | {cost['kept']:.2f} "
-            f"| {cost['seconds']:.2f} |"
+            f"| {cost['seconds']:.2f}{times(claim, key, found)} |"
         )
     if claim.pairs:
         lines += ["", "| difference | soft | strict |", "|---|---|---|"]
@@ -242,6 +244,30 @@ def table(name: str, claim: Claim, found: dict[str, dict[str, Any]]) -> str:
         cells = " | ".join(paired(found[first], found[second], reward) for reward in REWARDS[:2])
         lines.append(f"| {ROWS[first].title} - {ROWS[second].title} | {cells} |")
     return "\n".join(lines)
+
+
+def histories(claim: Claim, policies: Path | None) -> str:
+    """The trained reward and the gold over the claim's trainings, by quarters."""
+    if not claim.histories:
+        return ""
+    lines = ["", "", "| over training, by quarters | trained on | its mean | gold | its mean |",
+             "|---|---|---|---|---|"]  # fmt: skip
+    for name in claim.histories:
+        folder = Path(named(name, 0, policies))
+        log = folder / ("training_log.jsonl" if policies is None else runs.METRICS)
+        told = over_training([json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()])
+        trained = TRAINED[name][0] if name in TRAINED else TUNED[name]
+        rewards, golds = (" to ".join(f"{pair[k]:.3f}" for pair in told) for k in range(2))
+        lines.append(f"| {name} | {trained.reward} | {rewards} | {trained.gold} | {golds} |")
+    return "\n".join(lines)
+
+
+def times(claim: Claim, key: str, found: dict[str, dict[str, Any]]) -> str:
+    """How many times the seconds of the claim's first row, where that is the query on the same backbone."""
+    first = claim.rows[0]
+    if ROWS[first].policy is not None or len({ROWS[name].backbone for name in claim.rows}) > 1:
+        return ""
+    return f" ({found[key]['cost']['seconds'] / found[first]['cost']['seconds']:.1f}x)"
 
 
 def paired(first: dict[str, Any], second: dict[str, Any], reward: str) -> str:

@@ -16,7 +16,7 @@ from promptloop import __version__, checkpoint
 from promptloop.names import nearest, one_of
 from promptloop.recipes import trace
 
-CONFIG = "config.json"
+CONFIG, METRICS = "config.json", "metrics.jsonl"
 POLICY, BACKBONE = "policy", "backbone"  # what a run trains, and the folder in it
 TRAINS = {"mini": POLICY, "mini-dpo": BACKBONE}  # recipe -> what it trains
 ROLES = {  # title, what it is, tag
@@ -81,7 +81,7 @@ def begin(run: Path, recipe: str, settings: Any, *, resume: bool) -> None:
     """
     file = run / CONFIG
     config = json.loads(json.dumps({"recipe": recipe, "settings": asdict(settings)}))
-    begun = any(run.glob("*.safetensors")) or (run / "metrics.jsonl").exists() or checkpoint.steps(run)
+    begun = any(run.glob("*.safetensors")) or (run / METRICS).exists() or checkpoint.steps(run)
     if file.exists() and (begun or resume):
         found = json.loads(file.read_text(encoding="utf-8"))
         if not resume:
@@ -114,7 +114,7 @@ def settings_of(run: Path, recipe: str, kind: type[S]) -> S:
 
 def lines(run: Path) -> list[dict[str, float]]:
     """The metrics of every update so far."""
-    file = run / "metrics.jsonl"
+    file = run / METRICS
     return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
