@@ -29,7 +29,7 @@ Sum = Callable[[Tensor], Tensor]  # over all processes
 
 @final
 @dataclass(frozen=True, eq=False)
-class Part:
+class Portion:
     """Some drafts with the advantages of their episodes, and the numbers of the whole batch."""
 
     drafts: tuple[Draft, ...]
@@ -145,13 +145,13 @@ class PromptGRPO(Objective):
         for k in range(0, len(pairs), self.micro_batch):
             some = pairs[k : k + self.micro_batch]
             drafts = tuple(draft for draft, _ in some)
-            part = Part(drafts, torch.stack([a for _, a in some]), tokens, rows, self._old(drafts))
+            part = Portion(drafts, torch.stack([a for _, a in some]), tokens, rows, self._old(drafts))
             parts.append(part)
         seconds = {**made.seconds, "old log-probs": time.perf_counter() - began}
         metrics = described(made, telling, self.geometry.group)
         return Batch(tuple(parts), metrics | {"queries_cut": self._cut(asked)}, seconds, made)
 
-    def loss(self, part: Part) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, part: Portion) -> tuple[Tensor, dict[str, Tensor]]:
         before = None
         if self.surrogate.kl_weight and self.kl_to == "reference":
             with torch.no_grad(), reference(self.policy.network):

@@ -46,7 +46,7 @@ def train(teacher: Any, latents: Tensor, folder: Path, *, steps: int, seed: int,
         part.requires_grad_(False).eval()
     student = copy.deepcopy(teacher.unet).train().requires_grad_(True)
     known = [scene_at(seed, i) for i in range(len(latents))]
-    lesson = Lesson(teacher, student)
+    lesson = Distillation(teacher, student)
 
     def loss_at(step: int) -> Tensor:
         rng = random.Random(f"{seed}/mini-turbo/{step}")
@@ -74,7 +74,7 @@ def train(teacher: Any, latents: Tensor, folder: Path, *, steps: int, seed: int,
     made.save_pretrained(folder / "pipeline")
 
 
-class Lesson:
+class Distillation:
     """The distillation loss of one batch, its rows spread evenly over the levels."""
 
     def __init__(self, teacher: Any, student: nn.Module) -> None:
