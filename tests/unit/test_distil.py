@@ -28,7 +28,7 @@ class Linear(nn.Module):
         return SimpleNamespace(sample=self.slope * x + text.mean((1, 2)).view(-1, 1, 1, 1))
 
 
-def lesson(teacher: float, student: float) -> distil.Lesson:
+def lesson(teacher: float, student: float) -> distil.Distillation:
     texts = {"": 0.0, "a": 0.1, "b": 0.3}
 
     def encode(ids):
@@ -45,7 +45,7 @@ def lesson(teacher: float, student: float) -> distil.Lesson:
         device="cpu",
         scheduler=SimpleNamespace(alphas_cumprod=signal),
     )
-    return distil.Lesson(pipe, Linear(student))
+    return distil.Distillation(pipe, Linear(student))
 
 
 def test_the_goal_is_the_students_answer_one_guided_teacher_step_on() -> None:
