@@ -61,6 +61,6 @@ def test_questions_are_about_what_was_drawn(drawn: Tries) -> None:
     )  # half of them, but for those that ask elsewhere first
     assert tuning.draw(pool, drawn, 0, 1)[0] == chats != tuning.draw(pool, drawn, 0, 3)[0]
     chats, shown = drills.draw("comparing", pool, drawn, 0, 1)
-    assert about(drawn, chats, shown) == drills.DRILLS["comparing"][3]
+    assert about(drawn, chats, shown) == drills.DRILLS["comparing"][4]
     held, _ = drills.draw("comparing", pool, drawn, 0, 1, held_out=True)
     assert held != chats

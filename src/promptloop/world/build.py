@@ -33,6 +33,7 @@ STEPS = {
     "lessons": 1000,
     "comparing": 700,
     "tuning": 1200,
+    "mending": 500,
 }
 RATES = {"mini-unet": 1.5e-3, "mini-flow": 2e-3}
 POOL = 12_000  # denoised estimates that mini-vlm is shown
@@ -53,7 +54,7 @@ def load_pipeline(out: Path, name: str, device: str) -> Any:
 
 def run_stage(stage: str, out: Path, *, seed: int, scale: float, device: str) -> None:
     """One stage. ``scale`` multiplies every number of steps and scenes (tests use a tiny one)."""
-    from promptloop.world import autoencoder, backbones, distil, estimates, speaker, tries, tuning
+    from promptloop.world import autoencoder, backbones, distil, drills, estimates, speaker, tries, tuning
 
     steps = {name: max(2, int(n * scale)) for name, n in STEPS.items()}
     scenes = max(576, int(SCENES * scale))
@@ -88,6 +89,8 @@ def run_stage(stage: str, out: Path, *, seed: int, scale: float, device: str) ->
         speaker.train(lessons, pool, tried, steps=steps, seed=seed, device=device)
         model, n = lessons / "model", steps["tuning"]
         tuning.train(out / stage, model, pool, tried, steps=n, seed=seed, device=device)
+        model, n = out / stage / "model", steps["mending"]
+        drills.finish(out / stage / "mending", model, pool, tried, steps=n, seed=seed, device=device)
     elif stage == "pack":
         pack(out)
     else:
@@ -106,7 +109,7 @@ def pack(out: Path) -> None:
         folder = target / name
         shutil.rmtree(folder, ignore_errors=True)
         if name == "mini-vlm":
-            shutil.copytree(out / name / "model", folder)
+            shutil.copytree(out / name / "mending" / "model", folder)
             network = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float16)
             network.save_pretrained(folder)
         else:
@@ -118,6 +121,7 @@ def pack(out: Path) -> None:
         for schedule in backbones.CURATED if name in RATES else ():
             shutil.copy(out / name / schedule / "log.jsonl", folder / f"{schedule}_log.jsonl")
         if name == "mini-vlm":
+            shutil.copy(out / name / "mending" / "log.jsonl", folder / "mending_log.jsonl")
             shutil.copy(out / name / "lessons" / "log.jsonl", folder / "lessons_log.jsonl")
             for part in ("words", "eyes", "naming", "comparing"):
                 shutil.copy(out / name / "lessons" / part / "log.jsonl", folder / f"{part}_log.jsonl")

@@ -5,6 +5,7 @@ its processor and chat template, and how a lesson is spelled in its tokens.
 from __future__ import annotations
 
 import random
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from promptloop.policies.message import SYSTEM
+from promptloop.policies.processor import load_processor
 from promptloop.world.lessons import Lesson, lesson
 from promptloop.world.scene import SIDE, random_scene
 from promptloop.world.spelling import chat_tokenizer
@@ -148,3 +150,14 @@ def told_loss(
     hidden = network.model(input_ids=ids, attention_mask=mask, pixel_values=pictures, use_cache=False)[0]
     told = labels[:, 1:] != -100
     return F.cross_entropy(network.lm_head(hidden[:, :-1][told]), labels[:, 1:][told])
+
+
+def loaded(folder: Path) -> tuple[Any, Any]:
+    """The network in float32 and the processor that a stage of training saved."""
+    from transformers import AutoModelForImageTextToText
+
+    network: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
+    processor = load_processor(str(folder))
+    for where in ("is_local", "local_files_only"):  # how it was loaded, which is not to be saved
+        processor.tokenizer.init_kwargs.pop(where, None)
+    return network, processor

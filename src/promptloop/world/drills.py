@@ -1,8 +1,9 @@
-"""One kind of question about many images: to say what the eyes see, then to compare it with what was asked.
+"""One kind of question about many images: to say what the eyes see, to compare it with what was asked, and to
+write by what lacks.
 
-Between eyes (eyes.py) and lessons, and between lessons and tuning. Among other turns these questions taught
-nothing in 1,000 steps (things named rightly: 1 in 10); by themselves they are learned in some hundred
-(docs/log.md, seventh session).
+Between eyes (eyes.py) and lessons, between lessons and tuning, and after tuning. Among other turns these
+questions taught nothing in 1,000 steps (things named rightly: 1 in 10); by themselves they are learned in
+some hundred (docs/log.md, seventh session).
 """
 
 from __future__ import annotations
@@ -16,17 +17,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from promptloop.policies.message import KEEP
 from promptloop.world.autoencoder import pixels
 from promptloop.world.captions import parse, phrase
-from promptloop.world.chat_model import Spelling, told_loss
+from promptloop.world.chat_model import Spelling, loaded, told_loss
 from promptloop.world.eyes import HELD_OUT, Pool
 from promptloop.world.fit import fit
-from promptloop.world.lessons import MISSING, THERE, Lesson, full, lack, seeing_turn
+from promptloop.world.lessons import MISSING, THERE, Lesson, full, lack, missing, seeing_turn
+from promptloop.world.rewrites import faithful, mended
 from promptloop.world.scene import Scene, random_scene
+from promptloop.world.scripted import readable
 from promptloop.world.tries import Tries, Wish
-from promptloop.world.tuning import one_of, plain_turn
+from promptloop.world.tuning import message, one_of, plain_turn
 
 Chat = Callable[[Scene, random.Random], Lesson]
+TryChat = Callable[[Scene, Wish, float, random.Random], Lesson]
 
 
 def naming(scene: Scene, rng: random.Random) -> Lesson:
@@ -44,15 +49,33 @@ def comparing(scene: Scene, rng: random.Random) -> Lesson:
     return Lesson((*turns, plain_turn(scene, rng)), sees=True)
 
 
-def judging(scene: Scene, wish: Wish, rng: random.Random) -> Lesson:
+def judging(scene: Scene, wish: Wish, progress: float, rng: random.Random) -> Lesson:
     """The same about what was drawn for ``wish``: what it lacks is asked for first."""
     _, other, where, plain = comparing(scene, rng).turns
     return Lesson(((MISSING.format(query=wish.query), lack(scene, wish.ask)), other, where, plain), sees=True)
 
 
-DRILLS: dict[str, tuple[Chat, int, int, int]] = {  # chats about sharp images, the pool's, tries
-    "naming": (naming, 32, 32, 0),
-    "comparing": (comparing, 10, 10, 24),
+def mending(scene: Scene, wish: Wish, progress: float, rng: random.Random) -> Lesson:
+    """The policy's own message about what was drawn for ``wish``, answered with what lacks first; now and
+    then what is there before it, else what is missing of another query after it; a query in plain words.
+    """
+    said = mended(scene, wish.ask, rng, first=0.8) if rng.random() < 0.85 else None
+    if said is None and missing(scene, wish.ask) is None and rng.random() < 0.6:
+        prompt = KEEP
+    else:
+        said = said or faithful(wish.ask, rng)
+        prompt = phrase(said, terse=rng.random() < 0.5 or not readable(phrase(said)))
+    asked = message(wish, progress), prompt
+    turns = seeing_turn(scene, rng, "there"), asked
+    if rng.random() < 0.75:
+        turns = asked, seeing_turn(scene, rng, "missing")
+    return Lesson((*turns, plain_turn(scene, rng)), sees=True)
+
+
+DRILLS: dict[str, tuple[Chat, TryChat, int, int, int]] = {  # chats about: sharp images, the pool's, tries
+    "naming": (naming, judging, 32, 32, 0),
+    "comparing": (comparing, judging, 10, 10, 24),
+    "mending": (comparing, mending, 6, 6, 32),
 }
 
 
@@ -60,14 +83,14 @@ def draw(
     drill: str, pool: Pool, tries: Tries, seed: int, step: int | str, *, held_out: bool = False
 ) -> tuple[list[Lesson], Tensor]:
     """Chats about sharp images, estimates of the pool and tries, and these [N, 3, 64, 64] in [-1, 1]."""
-    chat, fresh, pooled, tried = DRILLS[drill]
+    chat, try_chat, fresh, pooled, tried = DRILLS[drill]
     images, _, scenes = pool
     rng, held = random.Random(f"{seed}/{drill}/{step}"), len(scenes) - HELD_OUT
     sharp = [random_scene(rng) for _ in range(fresh)]
     rows = [rng.randrange(held, len(scenes)) if held_out else rng.randrange(held) for _ in range(pooled)]
     chats = [chat(scene, rng) for scene in (*sharp, *(scenes[i] for i in rows))]
     drawn = [one_of(tries, rng, held_out=held_out) for _ in range(tried)]
-    chats += [judging(there, tries.wishes[i], rng) for i, there in drawn]
+    chats += [try_chat(there, tries.wishes[i], float(tries.when[i]), rng) for i, there in drawn]
     estimates = torch.cat([images[rows], tries.images[[i for i, _ in drawn]]]).float() / 127.5 - 1
     return chats, torch.cat([pixels(sharp), estimates])
 
@@ -140,3 +163,15 @@ def train(
         check_every=250,
     )
     network.model.multi_modal_projector.requires_grad_(True)
+
+
+def finish(
+    folder: Path, tuned: Path, pool: Pool, tries: Tries, *, steps: int, seed: int, device: str = "cpu"
+) -> None:
+    """The drill "mending" of the model in ``tuned``; saves ``folder/model``."""
+    network, processor = loaded(tuned)
+    train("mending", network, processor.tokenizer, folder, pool, tries, steps=steps, seed=seed, lr=1e-3,
+          device=device)  # fmt: skip
+    network.eval()
+    network.save_pretrained(folder / "model")
+    processor.save_pretrained(folder / "model")

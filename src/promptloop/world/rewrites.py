@@ -19,9 +19,9 @@ from promptloop.world.words import PLACES
 SHUFFLED = 0.05  # how often an answer has another order than the query (docs/log.md, sixth session)
 
 
-def mended(scene: Scene, ask: Ask, rng: random.Random) -> Ask | None:
+def mended(scene: Scene, ask: Ask, rng: random.Random, *, first: float = SHUFFLED) -> Ask | None:
     """``ask`` with each single thing that ``scene`` lacks mostly sent to where a spare thing stands, or else
-    to a free corner; seldom it is said first. A relation limits the places.
+    to a free corner; so often it is said ``first``. A relation limits the places.
 
     What is there already may be named with the colour it has. None where nothing lacks.
     """
@@ -49,7 +49,7 @@ def mended(scene: Scene, ask: Ask, rng: random.Random) -> Ask | None:
             if said[k].count == 1 and fit:
                 said[k] = replace(said[k], place=fit[0])
                 spots.remove(fit[0])
-    if ask.relation is None and rng.random() < SHUFFLED:
+    if ask.relation is None and rng.random() < first:
         said = [said[k] for k in lacking] + [g for k, g in enumerate(said) if k not in lacking]
     return Ask(tuple(said), ask.relation, ask.ground)
 

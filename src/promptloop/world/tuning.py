@@ -11,17 +11,15 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from promptloop.policies.contract import Request
 from promptloop.policies.message import KEEP, USER, percent
-from promptloop.policies.processor import load_processor
 from promptloop.world.autoencoder import pixels
 from promptloop.world.captions import phrase
-from promptloop.world.chat_model import Spelling, told_loss
+from promptloop.world.chat_model import Spelling, loaded, told_loss
 from promptloop.world.eyes import HELD_OUT, Pool
 from promptloop.world.fit import fit
 from promptloop.world.lessons import MEANS, MISSING, Lesson, any_query, lack, seeing_turn, user_says
@@ -133,13 +131,8 @@ def train(
     device: str = "cpu",
 ) -> None:
     """Goes on from the model of the lessons in ``taught``, its eyes as they are; saves ``folder/model``."""
-    from transformers import AutoModelForImageTextToText
-
     torch.manual_seed(seed)
-    network: Any = AutoModelForImageTextToText.from_pretrained(taught, dtype=torch.float32)
-    processor = load_processor(str(taught))
-    for where in ("is_local", "local_files_only"):  # how it was loaded, which is not to be saved
-        processor.tokenizer.init_kwargs.pop(where, None)
+    network, processor = loaded(taught)
     network.to(device).train()
     network.model.vision_tower.requires_grad_(False)  # mini-judge (judge.py) sees with them too
     spelling = Spelling(processor.tokenizer)
