@@ -17,7 +17,7 @@ from promptloop.recipes.usual import PAPER_WINDOW, TURBO_WINDOW
 SEEDS = 3  # of the noise, where nothing is trained
 
 FIRST = Mini(steps=120, refinements=1)
-MORE = Mini(steps=60, credit="branch", lr=1e-3)
+MORE = Mini(steps=60, queries=16, credit="branch", lr=1e-3)
 
 TRAINED: dict[str, tuple[Mini, int]] = {  # name -> settings, number of seeds
     "first": (FIRST, 1),
