@@ -4,7 +4,9 @@
 
 "What is there?" about 200 rendered scenes: the share of things named in shape and colour. Then "Wanted: ...
 What is missing or wrong?" about estimates of 98 training-side queries (those without a relation; the query
-alone as prompt, noise seeds 0 and up), answered greedily, against what the oracle's eyes find.
+alone as prompt, noise seeds 0 and up), answered greedily, against what the oracle's eyes find. And last how
+often it keeps the prompt where nothing lacks and where something does, asked for a new one, beside this
+estimate and beside another query's.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from torch import Tensor
 
 from promptloop.controls import CFG
 from promptloop.denoisers import load
+from promptloop.policies.contract import Request
 from promptloop.policies.message import SYSTEM
 from promptloop.policies.mllm import Mllm
 from promptloop.recipes.shot import pixels
@@ -28,7 +31,7 @@ from promptloop.world.captions import Ask, parse
 from promptloop.world.chat_model import Spelling
 from promptloop.world.drills import recall
 from promptloop.world.lessons import MISSING
-from promptloop.world.queries import queries
+from promptloop.world.queries import Query, queries
 from promptloop.world.reading import read
 from promptloop.world.scene import random_scene
 from promptloop.world.scripted import Look
@@ -62,6 +65,14 @@ def verdict(answer: str, ask: Ask, lacking: list[int]) -> str:
     return "exactly right: names it" if named == wanted else "names something else too, or less"
 
 
+def keeps(policy: Mllm, asked: list[Query], images: Tensor, fine: list[bool], done: float) -> str:
+    """Of the cases where nothing lacks, and of the others, in how many the prompt is kept."""
+    requests = [Request(q.text, q.text, image, done) for q, image in zip(asked, images, strict=True)]
+    kept = [draft.kept == "same" for draft in policy.write(requests, range(len(requests)))]
+    told = Counter(zip(kept, fine, strict=True))
+    return f"{told[True, True]} of {sum(fine)} and {told[True, False]} of {len(fine) - sum(fine)}"
+
+
 @torch.no_grad()
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
@@ -70,7 +81,7 @@ def main() -> None:
     parser.add_argument("--at", type=int, nargs="*", default=[2, 4, 6], help="after how many steps")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    denoiser, its, policy = load(args.backbone), usual(args.backbone), Mllm.load(args.policy)
+    denoiser, its, policy = load(args.backbone), usual(args.backbone), Mllm.load(args.policy, temperature=0.0)
     rng = random.Random(0)
     scenes = [random_scene(rng) for _ in range(200)]
     spelling = Spelling(policy.processor.tokenizer)
@@ -92,10 +103,16 @@ def main() -> None:
     )
     for step, images in estimates.items():
         found: Counter[str] = Counter()
+        fine = []
         for image, query in zip(images, asked, strict=True):
             lacking = Look().lacking(read(image[None]), query.ask)
+            fine.append(not lacking)
             found[verdict(said(policy, image, MISSING.format(query=query.text)), query.ask, lacking)] += 1
-        print(f"step {step}: " + ", ".join(f"{what} {n}" for what, n in found.most_common()), flush=True)
+        print(f"step {step}: " + ", ".join(f"{what} {n}" for what, n in found.most_common()))
+        own = keeps(policy, asked, images, fine, step / its.steps)
+        other = keeps(policy, asked, images.roll(1, 0), fine, step / its.steps)
+        said_of = "    keeps the prompt where nothing lacks and where something does"
+        print(f"{said_of}: {own}; beside another's estimate: {other}", flush=True)
 
 
 if __name__ == "__main__":
