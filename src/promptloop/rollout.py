@@ -38,8 +38,9 @@ class Geometry:
     distribution.
 
     credit "episode" gives an episode's advantage to all of its drafts, as in the paper; "branch" lets the
-    episodes of a group be one up to a draft drawn at random, in which they part: that draft alone is
-    drawn and credited, before it and after it the policy's likeliest answers are taken, as at inference.
+    episodes of a group be one up to a draft (in one half of the groups the first, which decides most, in the
+    other a later one, drawn at random), in which they part: that draft alone is drawn and credited, before it
+    and after it the policy's likeliest answers are taken, as at inference.
     """
 
     queries: int = 12
@@ -151,13 +152,19 @@ def streams_of(
     every = range(geometry.refinements)
     if geometry.credit == "episode":
         return Streams(noise), (every,) * len(places)
-    branch = [derived(seed, "branch", i) % geometry.refinements for i, _ in places]
+    branch = [branch_of(geometry.refinements, derived(seed, "branch", i)) for i, _ in places]
     plan = {s: derived(seed, "plan", i) for s, (i, _) in zip(seeds, places, strict=True)}
     drafts = {
         s: tuple(derived(seed, "draft", i, k, j) if k == b else LIKELIEST for k in every)
         for s, (i, j), b in zip(seeds, places, branch, strict=True)
     }
     return Streams(noise, plan, drafts), tuple(range(b, b + 1) for b in branch)
+
+
+def branch_of(refinements: int, number: int) -> int:
+    """The draft in which a group parts: in one half of the groups the first, else one of the others."""
+    later = refinements - 1
+    return 0 if later == 0 or number % 2 == 0 else 1 + number // 2 % later
 
 
 @torch.no_grad()

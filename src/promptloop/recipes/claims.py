@@ -16,19 +16,16 @@ from promptloop.recipes.usual import PAPER_WINDOW, TURBO_WINDOW
 
 SEEDS = 3  # of the noise, where nothing is trained
 
-FIRST = Mini(steps=120, refinements=1)
-MORE = Mini(steps=60, queries=16, credit="branch", lr=1e-3)
+AHEAD = Mini(steps=120, refinements=1)
+LOOP = Mini(steps=120, credit="branch")  # five refinements
 
 TRAINED: dict[str, tuple[Mini, int]] = {  # name -> settings, number of seeds
-    "first": (FIRST, 1),
-    "ahead": (replace(MORE, refinements=1), 1),
-    "blind": (replace(MORE, image_dropout=1.0), 1),
-    "image": (MORE, 1),
-    "always": (replace(MORE, image_dropout=0.0), 1),
-    "preference": (replace(FIRST, reward="preference", gold="oracle"), 1),
+    "ahead": (AHEAD, 2),
+    "blind": (replace(LOOP, image_dropout=1.0), 2),
+    "image": (LOOP, 2),
+    "always": (replace(LOOP, image_dropout=0.0), 1),
+    "preference": (replace(AHEAD, reward="preference", gold="oracle"), 1),
 }
-GOES_ON = dict.fromkeys(("ahead", "blind", "image", "always"), "first")  # to write well first, then to look
-ON = 1000  # added to the seed of what goes on: it sees other queries than before
 
 SHIPPED = "image"  # as mini-policy, with seed 0
 TUNED: dict[str, MiniDPO] = {"tuned": MiniDPO(policy="mini-policy")}  # backbones with weights of their own
@@ -92,7 +89,6 @@ ROWS: dict[str, Row] = {
     "another5": shipped(5, shown="another's"),
     "blind5": shipped(5, shown="nothing"),
     "another8": shipped(8, window=PAPER_WINDOW, shown="another's"),
-    "first": Row("GRPO, one refinement, 120 updates", "first", ONE),
     "ahead": Row("GRPO, one refinement (feed-forward)", "ahead", ONE),
     "blind": Row("GRPO, five refinements without image", "blind", BLIND),
     "always": Row("trained without image dropout, closed loop", "always"),
@@ -124,8 +120,8 @@ CLAIMS: dict[str, Claim] = {
                 ("unet-base", "tuned-base", "unet-policy", "tuned-policy"),
                 (("tuned-base", "unet-base"), ("tuned-policy", "tuned-base"),
                  ("tuned-policy", "unet-policy"))),
-    "C6": Claim("Trained on an imperfect reward, graded by the oracle", ("base", "first", "preference"),
-                (("preference", "base"), ("first", "preference")), ("first", "preference")),
+    "C6": Claim("Trained on an imperfect reward, graded by the oracle", ("base", "ahead", "preference"),
+                (("preference", "base"), ("ahead", "preference")), ("ahead", "preference")),
     "C7": Claim("What refinements cost", ("base", "n1", "n3", "n5", "open1", "open3", "open5")),
     "C8": Claim("Open loop against closed, with and without image dropout",
                 ("n5", "open5", "always", "always-open"),

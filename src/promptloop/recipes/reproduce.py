@@ -20,7 +20,7 @@ from promptloop.bench.history import over_training
 from promptloop.bench.paired import difference, interval
 from promptloop.names import one_of
 from promptloop.recipes import parts, runs
-from promptloop.recipes.claims import CLAIMS, GOES_ON, ON, ROWS, SHIPPED, TRAINED, TUNED, Claim, Row
+from promptloop.recipes.claims import CLAIMS, ROWS, SHIPPED, TRAINED, TUNED, Claim, Row
 from promptloop.recipes.mini import mini
 from promptloop.recipes.mini_dpo import mini_dpo
 from promptloop.recipes.progress import Progress
@@ -184,11 +184,10 @@ def solver_named(name: str) -> Solver | None:
 
 
 def needed(claims: Sequence[str]) -> set[str]:
-    """What the rows of `claims` were trained as, and what that went on from."""
+    """What the rows of `claims` were trained as, and what tuned backbones were refined by."""
     rows = [ROWS[name] for claim in claims for name in rows_of(claim)]
     names = {row.backbone for row in rows} & set(TUNED)
-    names |= {SHIPPED for _ in names} | {row.policy for row in rows if row.policy in TRAINED}
-    return names | {GOES_ON[name] for name in names if name in GOES_ON}
+    return names | {SHIPPED for _ in names} | {row.policy for row in rows if row.policy in TRAINED}
 
 
 def train_all(
@@ -205,10 +204,7 @@ def train_all(
             if (folder / runs.POLICY).is_dir():
                 continue
             begun = (folder / runs.CONFIG).exists()
-            seeded = replace(settings, seed=seed)
-            if name in GOES_ON:
-                seeded = replace(seeded, seed=ON + seed, policy=str(out / f"{GOES_ON[name]}-{seed}"))
-            mini(seeded, folder, resume=begun, progress=told(folder), say=say)
+            mini(replace(settings, seed=seed), folder, resume=begun, progress=told(folder), say=say)
     for name, tuning in TUNED.items():
         folder = out / f"{name}-0"
         if name in names and not (folder / runs.BACKBONE).is_dir():
