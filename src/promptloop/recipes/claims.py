@@ -16,8 +16,8 @@ from promptloop.recipes.usual import PAPER_WINDOW, TURBO_WINDOW
 
 SEEDS = 3  # of the noise, where nothing is trained
 
-AHEAD = Mini(steps=120, refinements=1)
-LOOP = Mini(steps=120, credit="branch")  # five refinements
+AHEAD = Mini(steps=200, refinements=1)
+LOOP = Mini(steps=200, credit="branch")  # five refinements
 
 TRAINED: dict[str, tuple[Mini, int]] = {  # name -> settings, number of seeds
     "ahead": (AHEAD, 2),
