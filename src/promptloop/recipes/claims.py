@@ -71,10 +71,10 @@ BLIND = replace(EIGHT, shown="nothing")
 def looped(refinements: int, **changed: Any) -> Row:
     """The policy trained with five refinements and image, written so often."""
     title = f"GRPO with image, {refinements} refinement{'s' * (refinements != 1)}"
-    told = {"loop": ", open loop", "shown": ", shown another sample's estimate",
-            "window": ", over the whole trajectory"}  # fmt: skip
+    told = {"open": ", open loop", "another's": ", shown another sample's estimate",
+            "nothing": ", shown nothing", PAPER_WINDOW: ", over the whole trajectory"}  # fmt: skip
     way = replace(EIGHT, refinements=refinements, **changed)
-    return Row(title + "".join(told[key] for key in changed), "image", way)
+    return Row(title + "".join(told[value] for value in changed.values()), "image", way)
 
 
 ROWS: dict[str, Row] = {
