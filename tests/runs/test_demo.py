@@ -10,7 +10,7 @@ import tiny_vlm
 
 from promptloop import cli
 from promptloop.recipes import parts
-from promptloop.recipes.usual import EMBEDDED_WINDOW
+from promptloop.recipes.usual import GUIDED_WINDOW
 from promptloop.world.queries import held_out
 
 
@@ -30,7 +30,7 @@ def test_demo_grades_six_held_out_queries(
     shown = capsys.readouterr().out
     assert end.value.code == 0, shown
     trace = json.loads((tmp_path / "demo" / "trace.json").read_text())
-    assert trace["job"]["queries"] == held_out(6, 0) and trace["job"]["window"] == list(EMBEDDED_WINDOW)
+    assert trace["job"]["queries"] == held_out(6, 0) and trace["job"]["window"] == list(GUIDED_WINDOW)
     assert trace["refinement_steps"] == [0, 3, 5, 7, 9]
     for sample in trace["samples"]:
         soft = [sample[side]["score"]["soft"] for side in ("base", "image")]
