@@ -17,6 +17,7 @@ from torch import Tensor
 from promptloop.controls.guidance import CFG
 from promptloop.controls.prompt import PromptLoop, even_steps
 from promptloop.controls.streams import Streams
+from promptloop.denoisers.once import Once
 from promptloop.policies.contract import LIKELIEST, Draft, Policy
 from promptloop.policies.shown import Sometimes
 from promptloop.rewards.contract import Reward, scored
@@ -113,7 +114,7 @@ def rollout(
     `first` is the place of queries[0] in the whole batch, where several processes share it. `controls` follow
     the prompt loop and stand before guidance.
     """
-    group = geometry.group
+    group, denoiser = geometry.group, Once(denoiser)
     asked = [query for query in queries for _ in range(group)]
     places = [(first + i, j) for i in range(len(queries)) for j in range(group)]
     seeds = [derived(seed, "episode", i, j) for i, j in places]
