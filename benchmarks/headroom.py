@@ -46,10 +46,10 @@ ARMS = {
     "d looks, without places": (Look(places=False), EARLY),
     "d looks": (Look(), EARLY),
     "d looks, later": (Look(), LATER),
-    "d looks, whole trajectory": (Look(), (0.0, 1.0)),
-    "d looks, all along": (Look(fine=0.0, until=1.0), (0.0, 1.0)),
+    "d looks, whole trajectory": (Look(), PAPER_WINDOW),
+    "d looks, all along": (Look(fine=0.0, until=1.0), PAPER_WINDOW),
     "e another's estimate": (Shuffled(Look()), EARLY),
-    "e another's estimate, all along": (Shuffled(Look(fine=0.0, until=1.0)), (0.0, 1.0)),
+    "e another's estimate, all along": (Shuffled(Look(fine=0.0, until=1.0)), PAPER_WINDOW),
 }
 LOOKS = "d looks, all along"
 PAIRS = tuple(
@@ -111,8 +111,8 @@ def main() -> None:
     for name, (policy, window) in ARMS.items():
         if args.arms and not any(a in name for a in args.arms):
             continue
-        if its.steps < 20:  # few steps: refined all along, or there is no room for five
-            window = PAPER_WINDOW
+        if its.steps < 20 and window != PAPER_WINDOW:  # few steps: there is no room for five in a narrow one
+            window = its.window
         began, soft, strict = time.time(), [], []
         for seed in range(args.seeds):
             seeds = [1000 * (seed + 1) + i for i in range(len(asked))]

@@ -62,6 +62,26 @@ def test_what_lacks_is_sent_to_the_place_of_a_spare_thing() -> None:
     assert seen > 150 and sent > 80 and free > 20
 
 
+def test_a_thing_that_lacks_replaces_the_spare_thing_most_like_it() -> None:
+    """Fails if the least alike is taken, or a place is given twice."""
+    things = (
+        Thing("star", "green", "small", "plain", False, 12, 12),
+        Thing("circle", "blue", "small", "plain", False, 52, 12),
+        Thing("square", "red", "small", "plain", False, 12, 52),
+    )
+    scene, placed = Scene(things, "plain"), 0
+    for i in range(40):
+        said = rewrites.mended(
+            scene, parse("a blue square and a yellow star"), random.Random(i), first=0.0, alike=True
+        )
+        assert said is not None
+        square, star = (group.place for group in said.groups)
+        if square is not None:  # two spare things have one attribute of it each; the upper one comes first
+            assert (square, star) == ((2, 0), (0, 0))
+            placed += 1
+    assert placed > 20
+
+
 def test_things_are_sent_to_the_side_that_a_relation_asks_for() -> None:
     """Fails if a thing that lacks is sent where the relation cannot hold."""
     ask, placed = parse("a red circle left of a blue star"), 0

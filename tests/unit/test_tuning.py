@@ -61,6 +61,16 @@ def test_questions_are_about_what_was_drawn(drawn: Tries) -> None:
     )  # half of them, but for those that ask elsewhere first
     assert tuning.draw(pool, drawn, 0, 1)[0] == chats != tuning.draw(pool, drawn, 0, 3)[0]
     chats, shown = drills.draw("comparing", pool, drawn, 0, 1)
-    assert about(drawn, chats, shown) == drills.DRILLS["comparing"][4]
+    assert about(drawn, chats, shown) == drills.DRILLS["comparing"].tried
     held, _ = drills.draw("comparing", pool, drawn, 0, 1, held_out=True)
     assert held != chats
+
+
+def test_words_and_mending_take_turns(drawn: Tries) -> None:
+    """Fails if every batch of "mending" has images: what belongs to what is forgotten then (docs/log.md)."""
+    sharp = [random_scene(random.Random(i)) for i in range(HELD_OUT + 8)]
+    pool = torch.zeros(len(sharp), 3, 64, 64, dtype=torch.uint8), torch.zeros(len(sharp)), sharp
+    chats, shown = drills.draw("mending", pool, drawn, 0, 2)
+    assert shown is None and not any(chat.sees for chat in chats)
+    chats, shown = drills.draw("mending", pool, drawn, 0, 3)
+    assert shown is not None and len(shown) == len(chats) and all(chat.sees for chat in chats)

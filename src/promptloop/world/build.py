@@ -33,7 +33,7 @@ STEPS = {
     "lessons": 1000,
     "comparing": 700,
     "tuning": 1200,
-    "mending": 500,
+    "mending": 1500,
 }
 RATES = {"mini-unet": 1.5e-3, "mini-flow": 2e-3}
 POOL = 12_000  # denoised estimates that mini-vlm is shown

@@ -11,13 +11,15 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import torch
 from torch import Tensor
 
 from promptloop.policies.message import KEEP
+from promptloop.world import tuning
 from promptloop.world.autoencoder import pixels
 from promptloop.world.captions import parse, phrase
 from promptloop.world.chat_model import Spelling, loaded, told_loss
@@ -59,7 +61,7 @@ def mending(scene: Scene, wish: Wish, progress: float, rng: random.Random) -> Le
     """The policy's own message about what was drawn for ``wish``, answered with what lacks first; now and
     then what is there before it, else what is missing of another query after it; a query in plain words.
     """
-    said = mended(scene, wish.ask, rng, first=0.8) if rng.random() < 0.85 else None
+    said = mended(scene, wish.ask, rng, first=0.8, alike=True) if rng.random() < 0.85 else None
     if said is None and missing(scene, wish.ask) is None and rng.random() < 0.6:
         prompt = KEEP
     else:
@@ -72,25 +74,43 @@ def mending(scene: Scene, wish: Wish, progress: float, rng: random.Random) -> Le
     return Lesson((*turns, plain_turn(scene, rng)), sees=True)
 
 
-DRILLS: dict[str, tuple[Chat, TryChat, int, int, int]] = {  # chats about: sharp images, the pool's, tries
-    "naming": (naming, judging, 32, 32, 0),
-    "comparing": (comparing, judging, 10, 10, 24),
-    "mending": (comparing, mending, 6, 6, 32),
+@final
+@dataclass(frozen=True)
+class Drill:
+    """What is said of a scene and of a try; how many of a batch's chats are about sharp images, estimates
+    of the pool, tries.
+    """
+
+    chat: Chat
+    try_chat: TryChat
+    sharp: int
+    pooled: int
+    tried: int
+
+
+DRILLS = {
+    "naming": Drill(naming, judging, 32, 32, 0),
+    "comparing": Drill(comparing, judging, 10, 10, 24),
+    "mending": Drill(comparing, mending, 6, 6, 32),
 }
 
 
 def draw(
     drill: str, pool: Pool, tries: Tries, seed: int, step: int | str, *, held_out: bool = False
-) -> tuple[list[Lesson], Tensor]:
-    """Chats about sharp images, estimates of the pool and tries, and these [N, 3, 64, 64] in [-1, 1]."""
-    chat, try_chat, fresh, pooled, tried = DRILLS[drill]
+) -> tuple[list[Lesson], Tensor | None]:
+    """Chats about sharp images, estimates of the pool and tries, and these [N, 3, 64, 64] in [-1, 1]; in
+    "mending" every other batch is one of tuning's without images, or what belongs to what would be lost.
+    """
+    if drill == "mending" and isinstance(step, int) and step % 2 == 0:
+        return tuning.draw(pool, tries, seed + 1, step)
+    its = DRILLS[drill]
     images, _, scenes = pool
     rng, held = random.Random(f"{seed}/{drill}/{step}"), len(scenes) - HELD_OUT
-    sharp = [random_scene(rng) for _ in range(fresh)]
-    rows = [rng.randrange(held, len(scenes)) if held_out else rng.randrange(held) for _ in range(pooled)]
-    chats = [chat(scene, rng) for scene in (*sharp, *(scenes[i] for i in rows))]
-    drawn = [one_of(tries, rng, held_out=held_out) for _ in range(tried)]
-    chats += [try_chat(there, tries.wishes[i], float(tries.when[i]), rng) for i, there in drawn]
+    sharp = [random_scene(rng) for _ in range(its.sharp)]
+    rows = [rng.randrange(held, len(scenes)) if held_out else rng.randrange(held) for _ in range(its.pooled)]
+    chats = [its.chat(scene, rng) for scene in (*sharp, *(scenes[i] for i in rows))]
+    drawn = [one_of(tries, rng, held_out=held_out) for _ in range(its.tried)]
+    chats += [its.try_chat(there, tries.wishes[i], float(tries.when[i]), rng) for i, there in drawn]
     estimates = torch.cat([images[rows], tries.images[[i for i, _ in drawn]]]).float() / 127.5 - 1
     return chats, torch.cat([pixels(sharp), estimates])
 
@@ -139,7 +159,7 @@ def train(
     network.model.vision_tower.requires_grad_(False)
     network.model.multi_modal_projector.requires_grad_(drill != "naming")  # whose words are learned first
 
-    def loss_of(items: list[Lesson], shown: Tensor) -> Tensor:
+    def loss_of(items: list[Lesson], shown: Tensor | None) -> Tensor:
         return told_loss(network, spelling, items, shown, device)
 
     def check(step: int) -> dict[str, float]:

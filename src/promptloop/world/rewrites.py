@@ -12,16 +12,19 @@ from dataclasses import replace
 from promptloop.policies.message import KEEP
 from promptloop.world.captions import Ask, Group, phrase
 from promptloop.world.lessons import fits, missing, rewrite, words
-from promptloop.world.scene import Scene
+from promptloop.world.scene import Scene, Thing
 from promptloop.world.scripted import CORNERS, SIDES, bare, coloured, laid_out, readable
 from promptloop.world.words import PLACES
 
 SHUFFLED = 0.05  # how often an answer has another order than the query (docs/log.md, sixth session)
 
 
-def mended(scene: Scene, ask: Ask, rng: random.Random, *, first: float = SHUFFLED) -> Ask | None:
+def mended(
+    scene: Scene, ask: Ask, rng: random.Random, *, first: float = SHUFFLED, alike: bool = False
+) -> Ask | None:
     """``ask`` with each single thing that ``scene`` lacks mostly sent to where a spare thing stands, or else
-    to a free corner; so often it is said ``first``. A relation limits the places.
+    to a free corner; so often it is said ``first``. Of several spare things the one most ``alike`` is taken,
+    or any. A relation limits the places.
 
     What is there already may be named with the colour it has. None where nothing lacks.
     """
@@ -41,17 +44,26 @@ def mended(scene: Scene, ask: Ask, rng: random.Random, *, first: float = SHUFFLE
         said = list(coloured(Ask(tuple(said)), rng).groups)
     if rng.random() < 0.75:
         standing = {(t.column, t.row) for t in scene.things}
-        spots = [(t.column, t.row) for t in rng.sample(spare, len(spare))]
-        spots += [corner for corner in CORNERS if corner not in standing]
+        free = [corner for corner in CORNERS if corner not in standing]
+        spare = rng.sample(spare, len(spare))
         for k in lacking:
+            if alike:
+                spare.sort(key=lambda t, g=ask.groups[k]: distance(t, g))  # type: ignore[misc]
+            spots = [*((t.column, t.row) for t in spare), *free]
             side = SIDES[ask.relation][k] if ask.relation and k < 2 else (None, None)
             fit = [p for p in spots if all(s in (None, x) for s, x in zip(side, p, strict=True))]
             if said[k].count == 1 and fit:
                 said[k] = replace(said[k], place=fit[0])
-                spots.remove(fit[0])
+                spare = [t for t in spare if (t.column, t.row) != fit[0]]
+                free = [corner for corner in free if corner != fit[0]]
     if ask.relation is None and rng.random() < first:
         said = [said[k] for k in lacking] + [g for k, g in enumerate(said) if k not in lacking]
     return Ask(tuple(said), ask.relation, ask.ground)
+
+
+def distance(thing: Thing, group: Group) -> tuple[int, int, int]:
+    """How unlike ``thing`` is to what was asked, then where it stands."""
+    return (thing.shape != group.shape) + (thing.colour != group.colour), thing.row, thing.column
 
 
 def faithful(ask: Ask, rng: random.Random, *, shuffled: float = SHUFFLED) -> Ask:

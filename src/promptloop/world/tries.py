@@ -63,13 +63,14 @@ def tries(out: Path, turbo: Any, *, count: int, seed: int) -> Tries:
     """At least ``count`` tries, whole batches of trajectories; the images are cached in ``out``."""
     batches = max(2, math.ceil(count / (LEVELS * BATCH)))
     file = out / f"tries-{seed}-{batches}.safetensors"
+    asked = [wishes(seed, batch) for batch in range(batches)]
     if not file.exists():
         rows = []
-        for batch in range(batches):
+        for batch, wanted in enumerate(asked):
             noise = torch.Generator().manual_seed(
                 random.Random(f"{seed}/tries/noise/{batch}").getrandbits(60)
             )
-            text = read_by(turbo, [wish.prompt for wish in wishes(seed, batch)])
+            text = read_by(turbo, [wish.prompt for wish in wanted])
             rows += [seen(turbo, clean) for clean in drawing(turbo, text, noise)]
         save_file({"images": torch.cat(rows)}, f"{file}.part")
         Path(f"{file}.part").replace(file)
@@ -79,4 +80,4 @@ def tries(out: Path, turbo: Any, *, count: int, seed: int) -> Tries:
         reading = read(part.float() / 255)
         scenes += [scene_of(reading, i) for i in range(len(part))]
     when = torch.arange(1, LEVELS + 1).repeat_interleave(BATCH).repeat(batches) / LEVELS
-    return Tries(images, when, scenes, [w for b in range(batches) for w in wishes(seed, b) * LEVELS])
+    return Tries(images, when, scenes, [wish for wanted in asked for wish in wanted * LEVELS])
