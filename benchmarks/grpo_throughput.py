@@ -22,6 +22,7 @@ import torch
 from promptloop.objectives.contract import Share
 from promptloop.objectives.prompts import PromptGRPO
 from promptloop.processes import Processes
+from promptloop.recipes import parts
 from promptloop.recipes.mini import Mini, objective_of
 
 TRAINED = ("old log-probs", "update")  # phases that see only the episodes of groups that differ
@@ -66,7 +67,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     settings = Mini()
-    ours = objective_of(settings, torch.device("cpu"), Processes())
+    ours = objective_of(settings, parts.reward(settings.reward), torch.device("cpu"), Processes())
     sides = {"ours": ours, "naive": naive(ours, args.naive_queries)}
     found: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
     for side in sides.values():

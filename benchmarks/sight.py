@@ -23,6 +23,7 @@ from promptloop.denoisers import load
 from promptloop.policies.contract import Request
 from promptloop.policies.message import SYSTEM
 from promptloop.policies.mllm import Mllm
+from promptloop.recipes import parts
 from promptloop.recipes.shot import pixels
 from promptloop.recipes.usual import usual
 from promptloop.sample import State, sample
@@ -81,7 +82,8 @@ def main() -> None:
     parser.add_argument("--at", type=int, nargs="*", default=[2, 4, 6], help="after how many steps")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    denoiser, its, policy = load(args.backbone), usual(args.backbone), Mllm.load(args.policy, temperature=0.0)
+    denoiser, its = load(args.backbone), usual(args.backbone)
+    policy = parts.chat_model(parts.locate(args.policy, "policy")[0], temperature=0.0)
     rng = random.Random(0)
     scenes = [random_scene(rng) for _ in range(200)]
     spelling = Spelling(policy.processor.tokenizer)

@@ -19,14 +19,13 @@ from __future__ import annotations
 
 import argparse
 import random
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from promptloop.bench.arms import Way, measured
-from promptloop.policies.contract import Draft, Policy, Request
+from promptloop.policies.contract import Policy, Request
+from promptloop.policies.first import First
 from promptloop.policies.fixed import Fixed
 from promptloop.policies.mllm import Mllm
 from promptloop.recipes import parts
@@ -62,24 +61,6 @@ class LookOrKeep(Fixed):
         wanted = ask if request.progress >= self.look.fine else bare(ask)
         lacking = self.look.lacking(read(request.estimate[None]), wanted)
         return self.look.answer(request, rng) if lacking else request.prompt
-
-
-class Then(Policy):
-    """The first draft is one policy's, the others another's."""
-
-    def __init__(self, first: Policy, rest: Policy) -> None:
-        self.first, self.rest = first, rest
-
-    def write(self, requests: Sequence[Request], seeds: Sequence[int]) -> list[Draft]:
-        drafts: dict[int, Draft] = {}
-        for policy, begins in ((self.first, True), (self.rest, False)):
-            rows = [i for i, request in enumerate(requests) if (request.progress == 0) == begins]
-            made = policy.write([requests[i] for i in rows], [seeds[i] for i in rows]) if rows else []
-            drafts |= dict(zip(rows, made, strict=True))
-        return [drafts[i] for i in range(len(requests))]
-
-    def log_prob(self, drafts: Sequence[Draft]) -> tuple[Tensor, Tensor]:
-        raise NotImplementedError("nothing is trained here")
 
 
 SCRIPTS: dict[str, Policy] = {
@@ -134,7 +115,7 @@ def policy_named(name: str, temperature: float) -> Policy | None:
     if name in SCRIPTS or name == "query":
         return SCRIPTS.get(name)
     folder = parts.locate(name, "policy")[0]
-    return parts.chat_policy(folder, max_new_tokens=32, temperature=temperature)
+    return parts.chat_policy(folder, temperature=temperature)
 
 
 def main() -> None:
@@ -155,7 +136,7 @@ def main() -> None:
     way = Way(args.refinements, window, shown=args.shown, steps=its.steps, guidance=its.guidance)
     for name in args.policies:
         some = [policy_named(part, args.temperature) for part in name.split(",")]
-        policy = some[0] if len(some) == 1 or some[0] is None or some[1] is None else Then(some[0], some[1])
+        policy = some[0] if len(some) == 1 or some[0] is None or some[1] is None else First(some[0], some[1])
         made = measured(denoiser, policy, way, asked, rewards, seed=50_000, max_batch=140)
         soft, strict = made.scores["oracle"], made.scores["oracle-strict"]
         error = float(soft.std()) / len(asked) ** 0.5

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+DIMMED = 0.5  # no reward
+
 
 def brightness(images: Tensor, queries: Sequence[str]) -> Tensor:
     return images[:, :, : images.shape[2] // 2].mean((1, 2, 3))

@@ -43,7 +43,7 @@ Window = Annotated[
     typer.Option(
         metavar="START END",
         help="Refine inside this part of the trajectory, and at the first step.  "
-        "[default: 0.15 0.55 for mini-unet and mini-flow, else 0 1]",
+        "[default: 0 0.75 for mini-turbo, 0.15 0.55 for mini-unet and mini-flow, else 0 1]",
     ),
 ]
 OpenLoop = Annotated[bool, typer.Option("--open-loop", help="Write all prompts beforehand, without looking.")]

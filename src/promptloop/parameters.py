@@ -117,6 +117,11 @@ def trained(network: nn.Module) -> dict[str, nn.Parameter]:
     return found
 
 
+def has_reference(network: Any) -> bool:
+    """Whether `network` can be turned into what it was before training: it has a LoRA."""
+    return hasattr(network, "disable_adapter") or bool(getattr(network, "peft_config", None))
+
+
 @contextmanager
 def reference(network: Any, weights: Mapping[str, Tensor] | None = None) -> Iterator[None]:
     """Inside, `network` is what it was before training: its LoRA off, or `weights` in place of its own."""

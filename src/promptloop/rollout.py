@@ -7,6 +7,7 @@ An episode is one full denoising trajectory in which the policy writes `refineme
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, final
@@ -21,7 +22,7 @@ from promptloop.denoisers.once import Once
 from promptloop.policies.contract import LIKELIEST, Draft, Policy
 from promptloop.policies.shown import Sometimes
 from promptloop.rewards.contract import Reward, scored
-from promptloop.sample import Control, default_solver, sample
+from promptloop.sample import default_solver, sample
 from promptloop.solvers import Solver
 from promptloop.timing import Stopwatch, TimedPolicy
 
@@ -37,6 +38,8 @@ class Geometry:
     that a group's rewards differ by its prompts alone; "fresh" gives each its own. With probability
     `image_dropout` a draft is written without its estimate, so that open-loop inference stays in
     distribution.
+
+    Where the first draft is not the trained policy's (`first_given`), it is neither drawn nor credited.
 
     credit "episode" gives an episode's advantage to all of its drafts, as in the paper; "branch" lets the
     episodes of a group be one up to a draft (in one half of the groups the first, which decides most, in the
@@ -55,6 +58,7 @@ class Geometry:
     noise: Literal["shared", "fresh"] = "shared"
     image_dropout: float = 0.1
     credit: Literal["episode", "branch"] = "episode"
+    first_given: bool = False
     max_batch: int = 96
 
     def __post_init__(self) -> None:
@@ -66,10 +70,14 @@ class Geometry:
             raise ValueError(f"max_batch is {self.max_batch}; it must be at least 1")
         if not 0 <= self.image_dropout <= 1:
             raise ValueError(f"image_dropout is {self.image_dropout}; it is a probability")
+        if not math.isfinite(self.guidance):
+            raise ValueError(f"guidance is {self.guidance}; give a finite number (1 is without)")
         if self.noise not in ("shared", "fresh"):
             raise ValueError(f"noise is {self.noise!r}; choose 'shared' or 'fresh'")
         if self.credit not in ("episode", "branch"):
             raise ValueError(f"credit is {self.credit!r}; choose 'episode' or 'branch'")
+        if self.first_given and self.refinements == 1:
+            raise ValueError("refinements is 1 and the first draft is given, so none is trained; give 2")
         if self.credit == "branch" and self.noise == "fresh":
             raise ValueError("credit branch needs noise shared: a group is one trajectory up to its branch")
 
@@ -105,14 +113,12 @@ def rollout(
     *,
     seed: int,
     first: int = 0,
-    controls: Sequence[Control] = (),
     solver: Solver | None = None,
 ) -> Rollout:
     """One group of episodes for each query. Episode (query i, member j) is a function of (seed, first + i,
     j).
 
-    `first` is the place of queries[0] in the whole batch, where several processes share it. `controls` follow
-    the prompt loop and stand before guidance.
+    `first` is the place of queries[0] in the whole batch, where several processes share it.
     """
     group, denoiser = geometry.group, Once(denoiser)
     asked = [query for query in queries for _ in range(group)]
@@ -131,7 +137,7 @@ def rollout(
             seeds=seeds,
             steps=geometry.denoising_steps,
             solver=solver,
-            controls=[streams, loop, *controls, CFG(geometry.guidance)],
+            controls=[streams, loop, CFG(geometry.guidance)],
             noise=denoiser.noise(drawn),
             max_batch=geometry.max_batch,
             decode=False,
@@ -152,8 +158,8 @@ def streams_of(
     noise = {s: noise_seed(geometry, seed, i, j) for s, (i, j) in zip(seeds, places, strict=True)}
     every = range(geometry.refinements)
     if geometry.credit == "episode":
-        return Streams(noise), (every,) * len(places)
-    branch = [branch_of(geometry.refinements, derived(seed, "branch", i)) for i, _ in places]
+        return Streams(noise), (every[geometry.first_given :],) * len(places)
+    branch = [branch_of(geometry, derived(seed, "branch", i)) for i, _ in places]
     plan = {s: derived(seed, "plan", i) for s, (i, _) in zip(seeds, places, strict=True)}
     drafts = {
         s: tuple(derived(seed, "draft", i, k, j) if k == b else LIKELIEST for k in every)
@@ -162,10 +168,12 @@ def streams_of(
     return Streams(noise, plan, drafts), tuple(range(b, b + 1) for b in branch)
 
 
-def branch_of(refinements: int, number: int) -> int:
-    """The draft in which a group parts: in one half of the groups the first, else one of the others."""
-    later = refinements - 1
-    return 0 if later == 0 or number % 2 == 0 else 1 + number // 2 % later
+def branch_of(geometry: Geometry, number: int) -> int:
+    """The draft in which a group parts: in one half of the groups the first, else one of the others; always
+    one of them where the first is given.
+    """
+    later, first = geometry.refinements - 1, number % 2 == 0 and not geometry.first_given
+    return 0 if later == 0 or first else 1 + number // 2 % later
 
 
 @torch.no_grad()

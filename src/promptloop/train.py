@@ -150,6 +150,10 @@ def one_update(
             given = [p for p in parameters.values() if p.grad is not None]
             if given:
                 norm = float(full(nn.utils.clip_grad_norm_(given, settings.max_grad_norm)))
+                if not math.isfinite(norm):
+                    raise ValueError(
+                        f"the gradient of update {update + 1} is not finite; nothing was changed"
+                    )
                 optimizer.step()
     sums = processes.totals(sums)
     tokens = sums.pop("tokens", 0.0) or 1.0

@@ -11,7 +11,7 @@ from torch import nn
 from promptloop.denoisers import load
 from promptloop.policies.mllm import Mllm
 from promptloop.recipes.usual import Usual, usual
-from promptloop.world import distil
+from promptloop.world import distil, weights
 from promptloop.world.captions import describe
 from promptloop.world.scene import random_scene
 
@@ -111,9 +111,9 @@ def test_what_is_usual_follows_the_scheduler(tmp_path: Path) -> None:
 def test_embedded_models_load_by_their_names() -> None:
     """Fails when a name goes to the hub."""
     assert load("mini-unet").latent_shape == (4, 16, 16)
-    assert Mllm.load("mini-vlm").network.num_parameters() < 4e6
+    assert Mllm.load(weights("mini-vlm")).network.num_parameters() < 4e6
     with pytest.raises(ValueError, match="does not exist"):
-        Mllm.load("mini_vlm")
+        Mllm.load("mini-vlm")
 
 
 def test_curated_captions_count_truly() -> None:

@@ -3,6 +3,7 @@
 import random
 
 from promptloop.policies.mllm import Mllm
+from promptloop.world import weights
 from promptloop.world.autoencoder import pixels
 from promptloop.world.chat_model import Spelling
 from promptloop.world.drills import recall
@@ -11,7 +12,7 @@ from promptloop.world.scene import random_scene
 
 def test_it_names_what_it_is_shown_and_not_what_it_is_not() -> None:
     """Fails when the image does not reach the language model: then one thing in ten is guessed."""
-    policy, rng = Mllm.load("mini-vlm"), random.Random(5)
+    policy, rng = Mllm.load(weights("mini-vlm")), random.Random(5)
     scenes = [random_scene(rng) for _ in range(60)]
     spelling = Spelling(policy.processor.tokenizer)
     shown = pixels(scenes)

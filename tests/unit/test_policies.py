@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from promptloop.policies import Draft, Identity, Policy, Request, Table, Template
+from promptloop.policies import Draft, First, Identity, Policy, Request, Table, Template
 from promptloop.policies.contract import LIKELIEST
 from promptloop.policies.message import KEEP, SYSTEM, messages, read
 from promptloop.policies.shown import Blind, Shuffled, Sometimes
@@ -117,3 +117,18 @@ def test_an_image_is_dropped_now_and_then_but_not_from_the_likeliest_answer() ->
     assert 0.2 < sum(e is None for e in shown) / 400 < 0.4
     assert None not in Sometimes(Identity(), 0.3).estimates(asked, [LIKELIEST] * 400)
     assert set(Sometimes(Identity(), 1.0).estimates(asked, [LIKELIEST] * 400)) == {None}
+
+
+def test_the_first_draft_is_one_policys_the_later_ones_anothers() -> None:
+    """Fails if the drafts of a mixed batch change places, or an estimate decides instead of the progress."""
+    both = First(Template("first {query}"), Template("later {query}"))
+    picture = torch.zeros(3, 4, 4)
+    asked = [
+        Request("a", "a", picture, 0.5),
+        Request("b", "b"),
+        Request("c", "c", None, 0.2),
+        Request("d", "d"),
+    ]
+    drafts = both.write(asked, [0, 1, 2, 3])
+    assert [draft.text for draft in drafts] == ["later a", "first b", "later c", "first d"]
+    assert both.log_prob(drafts)[1].shape == (4, 0) and both.write([], []) == []

@@ -1,5 +1,6 @@
 """PromptLoop and Rewrite on an exact denoiser, where a prompt is a shift of the mean."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from promptloop.controls.prompt import PromptLoop, Rewrite, even_steps, kept
+from promptloop.controls.prompt import PromptLoop, Rewrite, even_steps
 from promptloop.denoisers.exact import Gaussian
 from promptloop.policies import Draft, Identity, Policy, Request, Table, Template
 from promptloop.sample import Control, State, sample
@@ -33,6 +34,11 @@ class Counting(Policy):
 
     def log_prob(self, drafts: Sequence[Draft]) -> tuple[Tensor, Tensor]:
         raise NotImplementedError
+
+
+def kept(state: State) -> Counter[str]:
+    """How often an answer was "used", and how often the prompt in force was kept and why."""
+    return Counter(draft.kept or "used" for drafts in state.memory.get("drafts", ()) for draft in drafts)
 
 
 def bed(dim: int = 3) -> Gaussian:

@@ -44,9 +44,11 @@ class Brightness(Reward):
         return images.mean((1, 2, 3))
 
 
-def rolled(credit: str = "episode", noise: str = "shared", max_batch: int = 96) -> Rollout:
+def rolled(
+    credit: str = "episode", noise: str = "shared", max_batch: int = 96, first_given: bool = False
+) -> Rollout:
     geometry = Geometry(6, 4, 3, denoising_steps=8, guidance=1.0, credit=credit, noise=noise,
-                        image_dropout=0.0, max_batch=max_batch)  # fmt: skip
+                        image_dropout=0.0, first_given=first_given, max_batch=max_batch)  # fmt: skip
     bed = Bed(0.3, 0.5, 2, prompts=WORDS)
     return rollout(bed, Drawing(), Brightness(), ["a", "b"] * 3, geometry, seed=3, solver=FlowSDE())
 
@@ -82,6 +84,16 @@ def test_credit_of_an_episode_is_all_of_its_drafts() -> None:
     assert set(made.credited) == {range(3)}
     plans = {tuple(draft.request.progress for draft in written) for written in made.drafts[:4]}
     assert len(plans) > 1
+
+
+def test_a_first_draft_that_is_given_is_never_credited() -> None:
+    """Fails if a group parts at it, or an episode's advantage reaches it."""
+    made = rolled("branch", first_given=True)
+    assert {tuple(numbers) for numbers in made.credited} == {(1,), (2,)}
+    assert {written[0].text for written in made.drafts} == {f"a {LIKELIEST % 40}"}
+    assert set(rolled(first_given=True).credited) == {range(1, 3)}
+    with pytest.raises(ValueError, match="none is trained"):
+        Geometry(refinements=1, first_given=True)
 
 
 @pytest.mark.parametrize("credit", ["episode", "branch"])

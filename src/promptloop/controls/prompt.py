@@ -6,7 +6,6 @@ PromptLoop: Lee and Ye, "PromptLoop", arXiv 2510.00430. Where the paper is silen
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, final
@@ -244,11 +243,6 @@ def draft_seed(state: State, i: int, step: int, number: int | None) -> int:
             return LIKELIEST
         state = replace(state, seeds=streams[:, count])
     return replace(state, step=step).generator(i, "draft").initial_seed()
-
-
-def kept(state: State) -> Counter[str]:
-    """How often an answer was "used", and how often the prompt in force was kept and why (`Draft.kept`)."""
-    return Counter(draft.kept or "used" for drafts in state.memory.get("drafts", ()) for draft in drafts)
 
 
 def _with_drafts(state: State) -> State:

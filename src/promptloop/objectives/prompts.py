@@ -18,8 +18,9 @@ from torch import Tensor
 
 from promptloop.objectives.contract import Batch, Objective, Share
 from promptloop.objectives.policy_gradient import SUMMED, Surrogate, group_advantages, policy_gradient
-from promptloop.parameters import reference
-from promptloop.policies.contract import Draft, Request
+from promptloop.parameters import has_reference, reference
+from promptloop.policies.contract import Draft, Policy, Request
+from promptloop.policies.first import First
 from promptloop.policies.mllm import Mllm
 from promptloop.rewards.contract import Reward
 from promptloop.rollout import Geometry, Rollout, rollout
@@ -45,10 +46,12 @@ class PromptGRPO(Objective):
     """`queries(update)` are the texts of one update's groups, in order.
 
     baseline and scale are `group_advantages`'. kl_to "old" is the direction the paper prints, "reference"
-    the policy before training. `refusal_cost` times the share of an episode's drafts that were refused
-    (empty, overlong, unparsable) is taken off its reward: a refused draft leaves the prompt as it is, so
-    without a cost writing too much becomes a dear way of writing nothing. In the first `first_alone` updates
-    only the first prompt of an episode is written: one draft is easier to credit than five, and what is
+    the policy before training, whose KL is told even where the surrogate gives it no weight (it needs a LoRA
+    for that). `refusal_cost` times the share of an episode's drafts that were refused (empty, overlong,
+    unparsable) is taken off its reward: a refused draft leaves the prompt as it is, so without a cost writing
+    too much becomes a dear way of writing nothing. With `first`, which is not trained, the first prompt of
+    every trajectory is its own (`First`); the geometry must say so. In the first `first_alone` updates only
+    the first prompt of an episode is written: one draft is easier to credit than five, and what is
     learned of it serves the others. `micro_batch` drafts are scored together. With `recompute` (several
     optimiser steps on one batch) the old log-probs are computed once more in the geometry of training;
     without it the recorded ones stand and the ratio is 1.
@@ -66,6 +69,7 @@ class PromptGRPO(Objective):
     baseline: Literal["mean", "leave-one-out"] = "mean"
     scale: Literal["group", "batch", "none"] = "group"
     kl_to: Literal["old", "reference"] = "reference"
+    first: Policy | None = None
     refusal_cost: float = 0.0
     first_alone: int = 0
     micro_batch: int = 64
@@ -80,6 +84,10 @@ class PromptGRPO(Objective):
             raise ValueError(f"first_alone is {self.first_alone}; give a number of updates from 0")
         if self.micro_batch < 1:
             raise ValueError(f"micro_batch is {self.micro_batch}; it must be at least 1")
+        if self.geometry.first_given != (self.first is not None):
+            raise ValueError("first and the geometry's first_given must be given both, or neither")
+        if self.first_alone and self.first is not None:
+            raise ValueError(f"first_alone is {self.first_alone}, but the first draft is given")
         if self.kl_to not in ("old", "reference"):
             raise ValueError(f"kl_to is {self.kl_to!r}; choose 'old' or 'reference'")
 
@@ -112,14 +120,18 @@ class PromptGRPO(Objective):
         with answering(self.policy.network):
             rollout(self.denoiser, self.policy, self.reward, asked[:1], small, seed=self.seed)
 
+    @property
+    def writer(self) -> Policy:
+        """Who writes the drafts of an episode."""
+        return self.policy if self.first is None else First(self.first, self.policy)
+
     # --- the two verbs
 
     def collect(self, update: int, share: Share) -> Batch:
         first, asked = share.of_rows(self.queries(update))
-        alone = replace(self.geometry, refinements=1)
-        geometry = alone if update < self.first_alone else self.geometry
+        geometry = self.geometry if update >= self.first_alone else replace(self.geometry, refinements=1)
         with answering(self.policy.network):
-            made = rollout(self.denoiser, self.policy, self.reward, asked, geometry,
+            made = rollout(self.denoiser, self.writer, self.reward, asked, geometry,
                            seed=self.seed + update, first=first)  # fmt: skip
         rewards = made.rewards - self.refusal_cost * refusals(made)
         advantages, telling = group_advantages(
@@ -153,7 +165,8 @@ class PromptGRPO(Objective):
 
     def loss(self, part: Portion) -> tuple[Tensor, dict[str, Tensor]]:
         before = None
-        if self.surrogate.kl_weight and self.kl_to == "reference":
+        told = self.surrogate.kl_weight or has_reference(self.policy.network)
+        if told and self.kl_to == "reference":
             with torch.no_grad(), reference(self.policy.network):
                 before, _ = self.policy.log_prob(part.drafts)
         log_probs, mask = self.policy.log_prob(part.drafts)

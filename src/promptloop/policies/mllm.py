@@ -5,6 +5,7 @@ How the message is worded and how an answer is read is in `message.py`; how toke
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,14 +16,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoModelForImageTextToText
+from transformers import AutoModelForImageTextToText, GenerationConfig
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from promptloop.names import HUB_ID
 from promptloop.policies.contract import LIKELIEST, Draft, Policy, Request
 from promptloop.policies.decoding import Inputs, decode, positions, prefill, shared
 from promptloop.policies.message import messages, percent, read
 from promptloop.policies.processor import load_processor
-from promptloop.world import CHATS, weights
 
 
 @final
@@ -59,30 +60,41 @@ class Mllm(Policy):
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
         temperature: float = 1.0,
-        max_new_tokens: int = 48,
+        max_new_tokens: int | None = None,
         image_size: int | None = None,
     ) -> Mllm:
-        """From a folder, a hub id or an embedded chat model's name.
+        """From a folder or a hub id. Only safetensors are read.
 
-        `lora` is a PEFT folder, whose weights alone stay trainable.
+        `lora` is a PEFT folder, whose weights alone stay trainable. `max_new_tokens` None: what the LoRA was
+        trained with, else what the model's generation_config says, else 48.
         ValueError where there is no such folder and the name can be no hub id.
         """
-        if str(path_or_id) in CHATS and not Path(path_or_id).exists():
-            path_or_id = weights(str(path_or_id))
         if not Path(path_or_id).is_dir() and not HUB_ID.fullmatch(str(path_or_id)):
-            names = ", ".join(CHATS)
-            raise ValueError(f"{path_or_id} does not exist; give a folder, {names} or a hub id (owner/name)")
-        network: Any = AutoModelForImageTextToText.from_pretrained(str(path_or_id), dtype=dtype)
+            raise ValueError(f"{path_or_id} does not exist; give a folder or a hub id (owner/name)")
+        network: Any = AutoModelForImageTextToText.from_pretrained(
+            str(path_or_id), dtype=dtype, use_safetensors=True
+        )
+        limit = network.generation_config.max_new_tokens
         if lora is not None:
             from peft import PeftModel
 
+            if not (Path(lora) / "adapter_model.safetensors").is_file():
+                raise ValueError(f"{lora} has no adapter_model.safetensors; other formats are not read")
             network = PeftModel.from_pretrained(network, str(lora), is_trainable=True)
+            if (Path(lora) / GENERATION_CONFIG_NAME).is_file():
+                limit = GenerationConfig.from_pretrained(str(lora)).max_new_tokens or limit
         processor = load_processor(str(path_or_id))
-        return Mllm(network.to(device).eval(), processor, temperature, max_new_tokens, image_size)
+        limit = max_new_tokens if max_new_tokens is not None else limit or 48
+        return Mllm(network.to(device).eval(), processor, temperature, limit, image_size)
 
     def save(self, folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
-        """Its weights (or these in their place) as safetensors: a LoRA alone, or all with the processor."""
+        """Its weights (or these in their place) as safetensors, a LoRA alone, or all with the processor, and
+        how long its drafts may be.
+        """
         self.network.save_pretrained(folder, state_dict=None if weights is None else dict(weights))
+        says = copy.deepcopy(self.network.generation_config)
+        says.max_new_tokens = self.max_new_tokens
+        says.save_pretrained(folder)
         if not hasattr(self.network, "peft_config"):
             self.processor.save_pretrained(folder)
 

@@ -16,13 +16,13 @@ from promptloop.recipes.usual import PAPER_WINDOW, TURBO_WINDOW
 
 SEEDS = 3  # of the noise, where nothing is trained
 
-AHEAD = Mini(steps=120, refinements=1)
-LOOP = Mini(steps=120, credit="branch")  # five refinements
+AHEAD = Mini(steps=160, refinements=1)
+LOOP = Mini(steps=160, credit="branch")  # five refinements
 
 TRAINED: dict[str, tuple[Mini, int]] = {  # name -> settings, number of seeds
-    "ahead": (AHEAD, 2),
-    "blind": (replace(LOOP, image_dropout=1.0), 1),
-    "image": (LOOP, 1),
+    "ahead": (AHEAD, 3),
+    "blind": (replace(LOOP, image_dropout=1.0), 3),
+    "image": (LOOP, 3),
     "always": (replace(LOOP, image_dropout=0.0), 1),
     "preference": (replace(AHEAD, reward="preference", gold="oracle"), 1),
 }
@@ -96,13 +96,13 @@ ROWS: dict[str, Row] = {
     "always-open": Row("trained without image dropout, open loop", "always", replace(EIGHT, loop="open")),
     "preference": Row("GRPO, one refinement, on the learned reward", "preference", ONE),
     "unet-base": Row("mini-unet (20 guided steps), the query", None, TWENTY, "mini-unet"),
-    "unet-policy": Row("mini-unet, mini-policy", SHIPPED, TWENTY, "mini-unet"),
+    "unet-policy": Row("mini-unet, the policy", SHIPPED, TWENTY, "mini-unet"),
     "flow-base": Row("mini-flow (20 guided steps), the query", None, TWENTY, "mini-flow"),
-    "flow-policy": Row("mini-flow, mini-policy", SHIPPED, TWENTY, "mini-flow"),
+    "flow-policy": Row("mini-flow, the policy", SHIPPED, TWENTY, "mini-flow"),
     "few-base": Row("mini-unet in 8 steps of DPM-Solver++, the query", None, FEW, "mini-unet", "dpm++"),
-    "few-policy": Row("mini-unet in 8 steps, mini-policy, 4 refinements", SHIPPED, FEW, "mini-unet", "dpm++"),
+    "few-policy": Row("mini-unet in 8 steps, the policy, 4 refinements", SHIPPED, FEW, "mini-unet", "dpm++"),
     "tuned-base": Row("mini-unet tuned by Diffusion-DPO, the query", None, TWENTY, "tuned"),
-    "tuned-policy": Row("tuned mini-unet, mini-policy", SHIPPED, TWENTY, "tuned"),
+    "tuned-policy": Row("tuned mini-unet, the policy", SHIPPED, TWENTY, "tuned"),
 }
 
 CLAIMS: dict[str, Claim] = {
@@ -114,7 +114,7 @@ CLAIMS: dict[str, Claim] = {
                 ("base", "untrained-one", "untrained-blind", "untrained", "ahead", "blind", "n5"),
                 (("untrained", "base"), ("untrained", "untrained-blind"), ("ahead", "untrained-one"),
                  ("blind", "ahead"), ("n5", "blind"), ("n5", "ahead"), ("n5", "untrained"))),
-    "C4": Claim("One policy, other backbones",
+    "C4": Claim("One policy (one refinement, writing five), other backbones",
                 ("unet-base", "unet-policy", "flow-base", "flow-policy", "few-base", "few-policy"),
                 (("unet-policy", "unet-base"), ("flow-policy", "flow-base"), ("few-policy", "few-base"))),
     "C5": Claim("Does the policy add to tuned weights?",

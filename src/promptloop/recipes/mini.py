@@ -4,23 +4,24 @@ way.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, final
 
 import torch
+from torch import Tensor
 
-from promptloop.names import HUB_ID
 from promptloop.objectives.contract import Batch
 from promptloop.objectives.policy_gradient import Surrogate
 from promptloop.objectives.prompts import PromptGRPO
-from promptloop.parameters import LoRA, fully, saving_memory, with_lora
+from promptloop.parameters import LoRA, fully, has_reference, saving_memory, with_lora
+from promptloop.policies.mllm import Mllm
 from promptloop.processes import Processes
 from promptloop.recipes import parts, runs
+from promptloop.recipes.early import judges, launched
 from promptloop.recipes.progress import Progress, silent
 from promptloop.recipes.sheet import write_sheet
-from promptloop.recipes.tracking import check as check_tracker
 from promptloop.recipes.tracking import push, told, tracker
 from promptloop.recipes.usual import settle
 from promptloop.rewards.contract import Reward
@@ -44,14 +45,17 @@ class Mini:
     become the backbone's usual ones, `lr` None 2e-3 for a LoRA and 2e-5 for all weights. Every
     `sheet_every` updates (0: never) a sheet of samples is written, every `base_every` the queries
     alone are sampled too, which tells how much of the room up to a reward of 1 is taken.
-    `train_weights` "all" trains every weight of the policy, its eyes too, instead of a LoRA; with
-    `policy_dtype` bfloat16 the LoRA stays float32. `shard` divides the policy among processes
+    With `first`, another policy or a run, the first draft of every trajectory is that one's likeliest
+    and only the later ones are trained; both are saved together. `train_weights` "all" trains every
+    weight of the policy, its eyes too, instead of a LoRA; with `policy_dtype` bfloat16 the LoRA stays
+    float32. `shard` divides the policy among processes
     (FSDP2). `push_to_hub` is an "owner/name".
     """
 
     steps: int = 100
     backbone: str = "mini-turbo"
     policy: str = "mini-vlm"
+    first: str = "none"
     reward: str = "oracle"
     gold: str = "oracle-strict"
     seed: int = 0
@@ -102,7 +106,7 @@ class Mini:
         assert self.window is not None and self.denoising_steps is not None and self.guidance is not None
         return Geometry(self.queries, self.group, self.refinements, self.window, self.plan, self.loop,
                         self.denoising_steps, self.guidance, self.noise, self.image_dropout,
-                        self.credit, self.max_batch)  # fmt: skip
+                        self.credit, self.first != "none", self.max_batch)  # fmt: skip
 
     def surrogate(self) -> Surrogate:
         return Surrogate(self.clip, self.clip_high, self.kl_weight, self.per, self.max_new_tokens)
@@ -117,7 +121,10 @@ class Mini:
         if self.lr is None:
             object.__setattr__(self, "lr", 2e-3 if self.train_weights == "lora" else 2e-5)
         self.geometry(), self.surrogate(), self.training(), LoRA(self.rank, 2 * self.rank)
-        least = {"temperature": 0.0, "refusal_cost": 0.0, "max_new_tokens": 1, "micro_batch": 1,
+        if not 0 < self.temperature < float("inf"):
+            raise ValueError(f"temperature is {self.temperature}; drafts must be drawn to be learned from: "
+                             "give a number above 0")  # fmt: skip
+        least = {"refusal_cost": 0.0, "max_new_tokens": 1, "micro_batch": 1,
                  "base_every": 0, "sheet_every": 0}  # fmt: skip
         for name, value in least.items():
             if getattr(self, name) < value:
@@ -130,8 +137,14 @@ class Mini:
             raise ValueError("train_weights all needs policy_dtype float32: small steps are lost in bfloat16")
         if self.train_weights == "all" and self.kl_weight and self.kl_to == "reference":
             raise ValueError("with train_weights all there is no reference beside it; give --kl-to old")
+        if self.kl_weight and self.kl_to == "old" and self.epochs == 1:
+            raise ValueError("kl_to old with epochs 1 holds to nothing: the only step of a batch "
+                             "begins there; give --epochs 2 or more")  # fmt: skip
         if self.reward == "none":
             raise ValueError("there is no reward to train on; give --reward oracle or your own module:name")
+        if self.gold == self.reward:
+            raise ValueError(f"gold {self.gold!r} is the reward itself, so no hacking of it would show; give "
+                             "another, or --gold none")  # fmt: skip
 
 
 def mini(
@@ -170,7 +183,13 @@ def mini(
             progress(f"training: {told(line)}", update, settings.steps)
         return {}
 
-    policy = objective.policy
+    policy, first = objective.policy, objective.first
+
+    def save(folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
+        policy.save(folder, weights)
+        if isinstance(first, Mllm):
+            first.save(folder / runs.FIRST)
+
     processes = processes.dividing(policy.network) if settings.shard else processes
     done = train(
         objective,
@@ -178,33 +197,20 @@ def mini(
         settings.training(),
         run,
         processes=processes,
-        save=policy.save,
+        save=save,
         after=[watch, base_of(settings, objective, processes), sheet, tell],
         last_good=last_good,
         stop_at=stop_at,
     )
     weights = processes.weights()
     if processes.main:
-        policy.save(run / runs.POLICY, weights)
+        runs.finish(run / runs.POLICY, lambda folder: save(folder, weights))
         runs.card(run, "mini", settings, device, runs.POLICY)
         end()
         if settings.push_to_hub != "none":
             say(f"uploaded: {push(run, run / runs.POLICY, settings.push_to_hub)}")
     processes.wait()
     return {"updates": done, "role": "policy", "settings": asdict(settings), "lines": runs.lines(run)}
-
-
-def launched(settings: Mini, device: torch.device) -> Processes:
-    """The processes of the run; ValueError for settings that do not go with their number."""
-    processes = Processes.launched(device)
-    if ":" in settings.device and processes.share.of > 1:
-        raise ValueError(
-            f"device is {settings.device!r}; with several processes each takes its own: give cuda"
-        )
-    if settings.shard and processes.share.of == 1:
-        raise ValueError("shard divides the policy among processes, and there is one: start it with torchrun "
-                         "--nproc-per-node N -m promptloop train ...")  # fmt: skip
-    return processes
 
 
 def base_of(settings: Mini, objective: PromptGRPO, processes: Processes) -> After:
@@ -225,42 +231,18 @@ def base_of(settings: Mini, objective: PromptGRPO, processes: Processes) -> Afte
     return base
 
 
-def judges(settings: Mini) -> tuple[Reward, Reward | None]:
-    """The reward and the gold; names that lead nowhere are refused before any network is loaded."""
-    parts.locate(settings.backbone, "backbone")
-    if settings.policy == "none":
-        raise ValueError("policy 'none' has nothing to train; give mini-vlm, a chat model or a run's folder")
-    where = Path(parts.locate(settings.policy, "policy")[0])
-    if parts.lora_base(where) is not None:
-        its_own_lora(settings)
-    check_tracker(settings.track)
-    if settings.push_to_hub != "none" and not HUB_ID.fullmatch(settings.push_to_hub):
-        raise ValueError(f"push_to_hub is {settings.push_to_hub!r}; give owner/name, or none")
-    return parts.reward(settings.reward), None if settings.gold == "none" else parts.reward(settings.gold)
-
-
-def its_own_lora(settings: Mini) -> None:
-    """Refuses what cannot be done with a policy that is a LoRA already."""
-    if settings.train_weights == "all":
-        raise ValueError(f"policy {settings.policy!r} is a LoRA; only that can be trained, not all weights")
-    if settings.kl_weight and settings.kl_to == "reference":
-        raise ValueError(
-            f"policy {settings.policy!r} has a LoRA already: without it, it is not the policy this training "
-            "begins with, so there is no reference to hold to; give --kl-to old, or --policy mini-vlm"
-        )
-
-
 def objective_of(settings: Mini, reward: Reward, device: torch.device, processes: Processes) -> PromptGRPO:
     """Backbone and policy with a LoRA, loaded and put together with the reward."""
     backbone = parts.backbone(settings.backbone, device, getattr(torch, settings.denoiser_dtype)).value
     where, embedded = parts.locate(settings.policy, "policy")
-    policy = parts.chat_policy(
+    policy = parts.chat_model(
         where,
         device=device,
         dtype=getattr(torch, settings.policy_dtype),
         temperature=settings.temperature,
         max_new_tokens=settings.max_new_tokens,
     )
+    fresh = not has_reference(policy.network)  # else what it was before training is not its base
     lora = LoRA(settings.rank, 2 * settings.rank)
     if settings.train_weights == "all":
         policy = fully(policy)
@@ -275,16 +257,27 @@ def objective_of(settings: Mini, reward: Reward, device: torch.device, processes
         queries=lambda update: asked(settings, update),
         geometry=settings.geometry(),
         surrogate=settings.surrogate(),
+        first=first_of(settings, device),
         seed=1_000_003 * settings.seed,
         baseline=settings.baseline,
         scale=settings.scale,
-        kl_to=settings.kl_to,
+        kl_to=settings.kl_to if fresh else "old",
         refusal_cost=settings.refusal_cost,
         first_alone=settings.first_alone,
         micro_batch=settings.micro_batch,
         recompute=settings.epochs > 1,
         tolerance=TOLERANCE[settings.policy_dtype],
         total=processes.total,
+    )
+
+
+def first_of(settings: Mini, device: torch.device) -> Mllm | None:
+    """Who writes the first drafts, the likeliest; None: the trained policy does."""
+    if settings.first == "none":
+        return None
+    where = parts.locate(settings.first, "policy")[0]
+    return parts.chat_model(
+        where, device=device, dtype=getattr(torch, settings.policy_dtype), temperature=0.0
     )
 
 

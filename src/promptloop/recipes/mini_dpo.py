@@ -141,7 +141,7 @@ def mini_dpo(
         last_good=last_good,
         stop_at=stop_at,
     )
-    save_lora(backbone, run / runs.BACKBONE, base=base)
+    runs.finish(run / runs.BACKBONE, lambda folder: save_lora(backbone, folder, base=base))
     runs.card(run, "mini-dpo", settings, device, runs.BACKBONE)
     return {"updates": done, "role": "backbone", "settings": asdict(settings), "lines": runs.lines(run)}
 
@@ -155,7 +155,7 @@ def judged(
     policy = None
     if settings.policy != "none":
         where = parts.locate(settings.policy, "policy")[0]
-        policy = parts.chat_policy(where, device=denoiser.device, max_new_tokens=32)
+        policy = parts.chat_policy(where, device=denoiser.device)
     for first in range(0, len(queries), at_once):
         some = queries[first : first + at_once]
         each = [query for query in some for _ in range(settings.group)]

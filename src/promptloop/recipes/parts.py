@@ -18,6 +18,7 @@ from promptloop.denoisers import load as load_denoiser
 from promptloop.denoisers.denoiser import Denoiser
 from promptloop.names import HUB_ID, LORA_CONFIG, nearest
 from promptloop.policies.contract import Policy
+from promptloop.policies.first import First
 from promptloop.recipes import runs
 from promptloop.world import BACKBONES, weights
 
@@ -78,10 +79,17 @@ def policy(name: str, device: torch.device, dtype: torch.dtype, temperature: flo
     return part(name, "policy", loaded, where, embedded)
 
 
-def chat_policy(where: str, **settings: Any) -> Mllm:
-    """The chat model at `where` (folder or hub id); a LoRA's folder brings the weights it belongs to."""
+def chat_policy(where: str, **settings: Any) -> Policy:
+    """The chat model at `where` (folder or hub id), and who writes the first draft, if another does."""
+    later, first = chat_model(where, **settings), Path(lora_here(where)) / runs.FIRST
+    return First(chat_model(str(first), **settings), later) if first.is_dir() else later
+
+
+def chat_model(where: str, **settings: Any) -> Mllm:
+    """The chat model at `where` alone; a LoRA's folder brings the weights it belongs to."""
     from promptloop.policies.mllm import Mllm
 
+    where = lora_here(where)
     base = lora_base(Path(where))
     try:
         if base is None:
@@ -92,6 +100,20 @@ def chat_policy(where: str, **settings: Any) -> Mllm:
         raise ValueError(
             f"policy {where} cannot be loaded as an image-text-to-text chat model: {why}"
         ) from error
+
+
+def lora_here(where: str) -> str:
+    """`where`; for a LoRA on the hub (what --push-to-hub uploads) its folder in the cache, downloaded."""
+    from huggingface_hub import hf_hub_download, snapshot_download
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
+
+    if not Path(where).is_dir():
+        try:
+            hf_hub_download(where, LORA_CONFIG)
+        except (EntryNotFoundError, HfHubHTTPError):  # no LoRA, or no such repository, which loading will say
+            return where
+        where = snapshot_download(where, allow_patterns=["*.json", "*.safetensors"])
+    return where
 
 
 def lora_base(folder: Path) -> str | None:
@@ -114,7 +136,12 @@ def reward(name: str) -> Any:
 
     if DOTTED.fullmatch(name):
         made = imported(name, "reward")
-        return made() if isinstance(made, type) else made
+        made = made() if isinstance(made, type) else made
+        if not callable(made):
+            raise ValueError(
+                f"reward {name!r} is a {type(made).__name__}; it must be callable: (images, queries)"
+            )
+        return made
     known: dict[str, Any] = {
         "oracle": OracleReward,
         "oracle-strict": partial(OracleReward, strict=True),

@@ -166,7 +166,7 @@ def loaded(said: Row, seed: int, policies: Path | None) -> tuple[Any, Any, Solve
     policy = None
     if said.policy is not None:
         folder = parts.locate(named(said.policy, seed, policies), "policy")[0]
-        policy = parts.chat_policy(folder, max_new_tokens=32, temperature=0.0)
+        policy = parts.chat_policy(folder, temperature=0.0)
     return denoiser, policy, solver_named(said.solver)
 
 

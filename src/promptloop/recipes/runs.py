@@ -5,9 +5,10 @@ Markdown.
 from __future__ import annotations
 
 import json
+import shutil
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,6 +19,7 @@ from promptloop.recipes import trace
 
 CONFIG, METRICS = "config.json", "metrics.jsonl"
 POLICY, BACKBONE = "policy", "backbone"  # what a run trains, and the folder in it
+FIRST = "first"  # in a policy's folder: who writes the first draft, if another does
 TRAINS = {"mini": POLICY, "mini-dpo": BACKBONE}  # recipe -> what it trains
 ROLES = {  # title, what it is, tag
     POLICY: (
@@ -100,6 +102,15 @@ def begin(run: Path, recipe: str, settings: Any, *, resume: bool) -> None:
     part = file.with_suffix(".part")
     part.write_text(json.dumps({**config, "promptloop": __version__}, indent=1), encoding="utf-8")
     part.replace(file)
+
+
+def finish(folder: Path, save: Callable[[Path], None]) -> None:
+    """Saves into `folder`, whole or not at all: where it stands the run has ended."""
+    part = folder.with_name(f"{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    save(part)
+    shutil.rmtree(folder, ignore_errors=True)
+    part.rename(folder)
 
 
 def settings_of(run: Path, recipe: str, kind: type[S]) -> S:

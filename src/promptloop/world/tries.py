@@ -6,6 +6,7 @@ question belong together, so that what lacks is what a denoiser gets wrong. Told
 
 from __future__ import annotations
 
+import hashlib
 import math
 import random
 from pathlib import Path
@@ -62,8 +63,9 @@ def wishes(seed: int, batch: int) -> list[Wish]:
 def tries(out: Path, turbo: Any, *, count: int, seed: int) -> Tries:
     """At least ``count`` tries, whole batches of trajectories; the images are cached in ``out``."""
     batches = max(2, math.ceil(count / (LEVELS * BATCH)))
-    file = out / f"tries-{seed}-{batches}.safetensors"
     asked = [wishes(seed, batch) for batch in range(batches)]
+    said = hashlib.sha256(repr(asked).encode()).hexdigest()[:12]  # other wishes, other pictures
+    file = out / f"tries-{seed}-{batches}-{said}.safetensors"
     if not file.exists():
         rows = []
         for batch, wanted in enumerate(asked):
