@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from promptloop import cli
-from promptloop.world import MODELS, weights
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -21,16 +20,6 @@ DOCS = [
     for block in re.findall(r"^```python\n(.*?)^```", file.read_text(), flags=re.MULTILINE | re.DOTALL)
 ]
 PYTHON = [block for language, block in BLOCKS if language == "python"]
-
-
-def embedded() -> bool:
-    try:
-        return all(weights(name).is_dir() for name in MODELS)
-    except ValueError:
-        return False
-
-
-needs_models = pytest.mark.skipif(not embedded(), reason="the embedded models are not built")
 
 
 def test_the_first_two_commands() -> None:
@@ -48,7 +37,6 @@ def test_make_test_runs_lint_types_and_tests() -> None:
     assert "make test" in (ROOT / ".ci" / "run").read_text()
 
 
-@needs_models
 @pytest.mark.slow
 def test_make_demo(tmp_path: Path) -> None:
     """The README's first command, in the environment that runs the tests."""
@@ -74,7 +62,6 @@ def test_pip_install(tmp_path: Path) -> None:
     assert not missing and (tmp_path / "bin" / "promptloop").is_file()
 
 
-@needs_models
 @pytest.mark.slow
 def test_shell_blocks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -90,7 +77,6 @@ def test_shell_blocks(
     assert "the same" in capsys.readouterr().out
 
 
-@needs_models
 @pytest.mark.slow
 @pytest.mark.parametrize("block", [*PYTHON, *DOCS])
 def test_python_blocks(block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
