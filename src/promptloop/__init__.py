@@ -28,6 +28,7 @@ _NAMES = {
     "Rewrite": "promptloop.controls.prompt:Rewrite",
     "Scheduled": "promptloop.controls.prompt:Scheduled",
     "Mllm": "promptloop.policies.mllm:Mllm",
+    "load_policy": "promptloop.recipes.parts:load_policy",
 }
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "generate",
     "Level",
     "load",
+    "load_policy",
     "Mllm",
     "PromptLoop",
     "Record",
@@ -57,6 +59,7 @@ if TYPE_CHECKING:
     from promptloop.denoisers import from_pipeline, load
     from promptloop.policies.mllm import Mllm
     from promptloop.recipes.generate import generate
+    from promptloop.recipes.parts import load_policy
     from promptloop.recipes.replay import replay
     from promptloop.sample import Control, State, Transition, rescore, trajectory
     from promptloop.schedules import Level

@@ -17,12 +17,15 @@ from promptloop.recipes.usual import PAPER_WINDOW, TURBO_WINDOW
 SEEDS = 3  # of the noise, where nothing is trained
 
 AHEAD = Mini(steps=160, refinements=1)
-LOOP = Mini(steps=160, credit="branch")  # five refinements
+ALONE = Mini(steps=160, credit="branch")  # five refinements
+LOOP = replace(ALONE, first="ahead", lr=6e-4, kl_weight=0.03, temperature=0.7)  # behind "ahead" of the seed
 
 TRAINED: dict[str, tuple[Mini, int]] = {  # name -> settings, number of seeds
     "ahead": (AHEAD, 3),
+    "longer": (replace(AHEAD, steps=320), 3),  # as many updates as "ahead" and "image" together
     "blind": (replace(LOOP, image_dropout=1.0), 3),
     "image": (LOOP, 3),
+    "alone": (ALONE, 1),
     "always": (replace(LOOP, image_dropout=0.0), 1),
     "preference": (replace(AHEAD, reward="preference", gold="oracle"), 1),
 }
@@ -91,6 +94,8 @@ ROWS: dict[str, Row] = {
     "another8": looped(8, window=PAPER_WINDOW, shown="another's"),
     "ahead": Row("GRPO, one refinement (feed-forward)", "ahead", ONE),
     "ahead5": Row("GRPO, one refinement, writing five", "ahead"),
+    "longer": Row("GRPO, one refinement, twice the updates", "longer", ONE),
+    "alone": Row("GRPO, five refinements with image by one policy", "alone"),
     "blind": Row("GRPO, five refinements without image", "blind", BLIND),
     "always": Row("trained without image dropout, closed loop", "always"),
     "always-open": Row("trained without image dropout, open loop", "always", replace(EIGHT, loop="open")),
@@ -109,9 +114,9 @@ CLAIMS: dict[str, Claim] = {
     "C1": Claim("A trained policy against the query alone", ("base", "ahead", "ahead5", "n1", "n5"),
                 (("ahead", "base"), ("ahead5", "base"), ("n5", "base"), ("n5", "n1"))),
     "C2": Claim("Against feed-forward GRPO (one rewrite, no image), the same episodes and updates",
-                ("ahead", "n5"), (("n5", "ahead"),)),
+                ("ahead", "longer", "n5"), (("n5", "longer"), ("n5", "ahead"))),
     "C3": Claim("The ablation",
-                ("base", "untrained-one", "untrained-blind", "untrained", "ahead", "blind", "n5"),
+                ("base", "untrained-one", "untrained-blind", "untrained", "ahead", "alone", "blind", "n5"),
                 (("untrained", "base"), ("untrained", "untrained-blind"), ("ahead", "untrained-one"),
                  ("blind", "ahead"), ("n5", "blind"), ("n5", "ahead"), ("n5", "untrained"))),
     "C4": Claim("One policy (one refinement, writing five), other backbones",

@@ -183,13 +183,7 @@ def mini(
             progress(f"training: {told(line)}", update, settings.steps)
         return {}
 
-    policy, first = objective.policy, objective.first
-
-    def save(folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
-        policy.save(folder, weights)
-        if isinstance(first, Mllm):
-            first.save(folder / runs.FIRST)
-
+    policy, save = objective.policy, saving(objective)
     processes = processes.dividing(policy.network) if settings.shard else processes
     done = train(
         objective,
@@ -269,6 +263,17 @@ def objective_of(settings: Mini, reward: Reward, device: torch.device, processes
         tolerance=TOLERANCE[settings.policy_dtype],
         total=processes.total,
     )
+
+
+def saving(objective: PromptGRPO) -> Callable[..., None]:
+    """Saves the trained policy into a folder, and in it who writes the first draft, if another does."""
+
+    def save(folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
+        objective.policy.save(folder, weights)
+        if isinstance(objective.first, Mllm):
+            objective.first.save(folder / runs.FIRST)
+
+    return save
 
 
 def first_of(settings: Mini, device: torch.device) -> Mllm | None:

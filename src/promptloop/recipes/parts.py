@@ -72,11 +72,24 @@ def backbone(name: str, device: torch.device, dtype: torch.dtype) -> Part:
 
 def policy(name: str, device: torch.device, dtype: torch.dtype, temperature: float) -> Part:
     """The policy `name` stands for; ValueError saying what was tried."""
+    loaded = load_policy(name, temperature=temperature, device=device, dtype=dtype)
     if DOTTED.fullmatch(name):
-        return Part(name, made_by(name, Policy, "policy"))
-    where, embedded = locate(name, "policy")
-    loaded = chat_policy(where, device=device, dtype=dtype, temperature=temperature)
-    return part(name, "policy", loaded, where, embedded)
+        return Part(name, loaded)
+    return part(name, "policy", loaded, *locate(name, "policy"))
+
+
+def load_policy(name: str, *, temperature: float = 0.0, **settings: Any) -> Policy:
+    """The policy that `--policy NAME` stands for: an embedded name, a run, a folder, a hub id, "module:name".
+
+    Drafts are the likeliest unless a `temperature` is given. `settings` are `Mllm.load`'s (device, dtype,
+    max_new_tokens, image_size). ValueError naming the nearest name or saying what was tried.
+    """
+    if DOTTED.fullmatch(name):
+        made: Policy = made_by(name, Policy, "policy")
+        return made
+    if name == "none":
+        raise ValueError("policy 'none' is nobody; sample without PromptLoop, or give mini-policy")
+    return chat_policy(locate(name, "policy")[0], temperature=temperature, **settings)
 
 
 def chat_policy(where: str, **settings: Any) -> Policy:

@@ -187,7 +187,8 @@ def needed(claims: Sequence[str]) -> set[str]:
     """What the rows of `claims` were trained as, and what tuned backbones were refined by."""
     rows = [ROWS[name] for claim in claims for name in rows_of(claim)]
     names = {row.backbone for row in rows} & set(TUNED)
-    return names | {SHIPPED for _ in names} | {row.policy for row in rows if row.policy in TRAINED}
+    names |= {SHIPPED for _ in names} | {row.policy for row in rows if row.policy in TRAINED}
+    return names | {TRAINED[name][0].first for name in names & set(TRAINED)} - {"none"}
 
 
 def train_all(
@@ -203,8 +204,15 @@ def train_all(
             folder = out / f"{name}-{seed}"
             if (folder / runs.POLICY).is_dir():
                 continue
-            begun = (folder / runs.CONFIG).exists()
-            mini(replace(settings, seed=seed), folder, resume=begun, progress=told(folder), say=say)
+            begun, first = (folder / runs.CONFIG).exists(), settings.first
+            first = str(out / f"{first}-{seed}") if first in TRAINED else first
+            mini(
+                replace(settings, seed=seed, first=first),
+                folder,
+                resume=begun,
+                progress=told(folder),
+                say=say,
+            )
     for name, tuning in TUNED.items():
         folder = out / f"{name}-0"
         if name in names and not (folder / runs.BACKBONE).is_dir():
