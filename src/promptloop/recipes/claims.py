@@ -18,11 +18,11 @@ SEEDS = 3  # of the noise, where nothing is trained
 
 AHEAD = Mini(steps=160, refinements=1)
 ALONE = Mini(steps=160, credit="branch")  # five refinements
-LOOP = replace(ALONE, first="ahead", lr=6e-4, kl_weight=0.03, temperature=0.7)  # behind "ahead" of the seed
+LOOP = replace(ALONE, steps=60, first="ahead", lr=6e-4, kl_weight=0.03, temperature=0.7)  # of the same seed
 
 TRAINED: dict[str, tuple[Mini, int]] = {  # name -> settings, number of seeds
     "ahead": (AHEAD, 3),
-    "longer": (replace(AHEAD, steps=320), 3),  # as many updates as "ahead" and "image" together
+    "longer": (replace(AHEAD, steps=220), 3),  # as many updates as "ahead" and "image" together
     "blind": (replace(LOOP, image_dropout=1.0), 3),
     "image": (LOOP, 3),
     "alone": (ALONE, 1),
@@ -85,6 +85,11 @@ ROWS: dict[str, Row] = {
     "untrained-one": Row("untrained, one refinement", "untrained", ONE),
     "untrained-blind": Row("untrained, five refinements without image", "untrained", BLIND),
     "untrained": Row("untrained, five refinements with image", "untrained"),
+    "untrained-another": Row(
+        "untrained, five refinements, shown another sample's estimate",
+        "untrained",
+        replace(EIGHT, shown="another's"),
+    ),
     **{f"n{n}": looped(n) for n in (1, 2, 3, 5)},
     "n8": looped(8, window=PAPER_WINDOW),
     "whole5": looped(5, window=PAPER_WINDOW),
@@ -94,7 +99,7 @@ ROWS: dict[str, Row] = {
     "another8": looped(8, window=PAPER_WINDOW, shown="another's"),
     "ahead": Row("GRPO, one refinement (feed-forward)", "ahead", ONE),
     "ahead5": Row("GRPO, one refinement, writing five", "ahead"),
-    "longer": Row("GRPO, one refinement, twice the updates", "longer", ONE),
+    "longer": Row("GRPO, one refinement, as many updates", "longer", ONE),
     "alone": Row("GRPO, five refinements with image by one policy", "alone"),
     "blind": Row("GRPO, five refinements without image", "blind", BLIND),
     "always": Row("trained without image dropout, closed loop", "always"),
@@ -135,6 +140,6 @@ CLAIMS: dict[str, Claim] = {
     "C9": Claim("Refinements", ("base", "n1", "n2", "n3", "n5", "whole5", "n8"),
                 (("n2", "n1"), ("n3", "n2"), ("n5", "n3"), ("n5", "n1"), ("n5", "whole5"), ("n8", "n5"))),
     "feedback": Claim("Does feedback help, or only more compute?",
-                      ("n5", "another5", "blind5", "n8", "another8"),
-                      (("n5", "another5"), ("n5", "blind5"), ("n8", "another8"))),
+                      ("untrained", "untrained-another", "n5", "another5", "blind5", "n8", "another8"),
+                      (("untrained", "untrained-another"), ("n5", "another5"), ("n5", "blind5"), ("n8", "another8"))),
 }  # fmt: skip
