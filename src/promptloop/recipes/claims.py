@@ -141,5 +141,6 @@ CLAIMS: dict[str, Claim] = {
                 (("n2", "n1"), ("n3", "n2"), ("n5", "n3"), ("n5", "n1"), ("n5", "whole5"), ("n8", "n5"))),
     "feedback": Claim("Does feedback help, or only more compute?",
                       ("untrained", "untrained-another", "n5", "another5", "blind5", "n8", "another8"),
-                      (("untrained", "untrained-another"), ("n5", "another5"), ("n5", "blind5"), ("n8", "another8"))),
+                      (("untrained", "untrained-another"), ("n5", "another5"), ("n5", "blind5"),
+                       ("n8", "another8"))),
 }  # fmt: skip
