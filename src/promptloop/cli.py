@@ -36,7 +36,11 @@ WritesPrompts = Annotated[
     ),
 ]
 Refinements = Annotated[
-    int, typer.Option(metavar="N", help="How often the prompt is written, first step included.")
+    int,
+    typer.Option(
+        metavar="N",
+        help="How often the prompt is written, first step included; at most once in each step of the window.",
+    ),
 ]
 Window = Annotated[
     tuple[float, float] | None,
@@ -116,8 +120,12 @@ def replay(
     for name, (then, now) in again.changed.items():
         echo(f"changed since: {name} was {then}, is {now}")
     count = sum(len(shot.files()) for shot in again.made.shots)
-    if not again.same:
+    if again.different:
         echo(f"{again.different[0]} differs ({len(again.different)} of {count} images do)", err=True)
+    if again.retold:
+        what = "other drafts or another score than this run gives"
+        echo(f"the trace tells {what} of {again.retold[0]} (of {len(again.retold)} samples)", err=True)
+    if not again.same:
         raise typer.Exit(1)
     echo(f"the same: {count} images, every pixel")
 

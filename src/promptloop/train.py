@@ -156,8 +156,9 @@ def one_update(
                     )
                 optimizer.step()
     sums = processes.totals(sums)
-    tokens = sums.pop("tokens", 0.0) or 1.0
-    means = {name: value if name == "loss" else value / tokens for name, value in sums.items()}
+    tokens = sums.pop("tokens", 0.0)
+    means = {name: value if name == "loss" else value / tokens
+             for name, value in sums.items() if name == "loss" or tokens}  # fmt: skip
     seconds = {f"seconds/{name}": value for name, value in {**batch.seconds, **watch.seconds}.items()}
     line = {**processes.means(batch.metrics), **means, "gradient_norm": norm, "tokens": tokens, **seconds}
     return batch, line

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny
-import tiny_vlm
 import torch
 from diffusers import HeunDiscreteScheduler
 from PIL import Image
+from tiny_runs import QUICK
 
 import promptloop
 from promptloop import cli
@@ -24,26 +24,6 @@ from promptloop.policies.fixed import Fixed
 from promptloop.recipes.job import Job
 from promptloop.recipes.report import summary
 from promptloop.recipes.shot import digest
-
-QUICK: dict[str, Any] = {"steps": 4, "refinements": 3, "n": 2, "max_batch": 2}
-
-
-@pytest.fixture(scope="module")
-def backbone(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(tiny.saved(tiny.sd(), tmp_path_factory.mktemp("sd")))
-
-
-@pytest.fixture(scope="module")
-def policy(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(tiny_vlm.build("idefics3", tmp_path_factory.mktemp("vlm")))
-
-
-@pytest.fixture(scope="module")
-def folder(backbone: str, policy: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One run on disk, which several tests read."""
-    out = tmp_path_factory.mktemp("run") / "out"
-    promptloop.generate("a red <b>circle", backbone=backbone, policy=policy, compare=True, out=out, **QUICK)
-    return out
 
 
 def test_the_folder_holds_everything(folder: Path) -> None:
@@ -68,41 +48,6 @@ def test_the_page_needs_nothing_else_and_escapes_texts(folder: Path) -> None:
     assert all(source.startswith("data:image/png;base64,") for source in re.findall(r'src="([^"]*)"', page))
     assert not re.search(r"https?://|@import|url\(|<script|<link", page)
     assert len(re.findall("<figure", page)) == 2 * 2 * 4
-
-
-def test_replay_makes_the_same_pixels_and_names_the_first_that_differs(
-    folder: Path, tmp_path: Path, command: Callable[..., Any]
-) -> None:
-    """Fails if the policy or the noise draws from a generator that is not seeded by the trace."""
-    code, out, _ = command("replay", str(folder / "trace.json"), "--out", str(tmp_path / "again"))
-    assert code == 0 and "the same: 4 images" in out
-    again = json.loads((tmp_path / "again" / "trace.json").read_text())
-    trace = json.loads((folder / "trace.json").read_text())
-    assert [s["image"]["drafts"] for s in again["samples"]] == [
-        s["image"]["drafts"] for s in trace["samples"]
-    ]
-    trace["samples"][1]["base"]["sha256"] = "0" * 64
-    (tmp_path / "trace.json").write_text(json.dumps(trace))
-    code, _, err = command("replay", str(tmp_path / "trace.json"))
-    assert code == 1 and err.startswith("01-base.png differs (1 of 4")
-
-
-def test_replay_takes_the_threads_of_the_trace_and_says_what_changed(folder: Path, tmp_path: Path) -> None:
-    trace = json.loads((folder / "trace.json").read_text())
-    trace["environment"] |= {"threads": 2, "torch": "1.0"}
-    (tmp_path / "trace.json").write_text(json.dumps(trace))
-    before = torch.get_num_threads()
-    replayed = promptloop.replay(tmp_path / "trace.json")
-    assert replayed.made.trace["environment"]["threads"] == 2 and torch.get_num_threads() == before
-    assert replayed.changed == {"torch": ("1.0", torch.__version__)}
-
-
-def test_replay_refuses_other_weights(folder: Path, tmp_path: Path) -> None:
-    trace = json.loads((folder / "trace.json").read_text())
-    trace["job"]["backbone"] = str(tiny.saved(tiny.sd(seed=1), tmp_path / "other"))
-    (tmp_path / "trace.json").write_text(json.dumps(trace))
-    with pytest.raises(ValueError, match="not the one of the trace"):
-        promptloop.replay(tmp_path / "trace.json")
 
 
 def test_a_policy_that_repeats_the_prompt_leaves_the_base_images(backbone: str) -> None:
@@ -165,6 +110,7 @@ BAD = {
         ["generate", "a", "--out", "OUT", "--backbone", "SD", "--policy", "FULL"],
         "config.json",
     ),
+    "long query": (["generate", "a star " * 800, "--out", "OUT"], "at most 4000"),
     "no trace": (["replay", "OUT"], "there is no trace"),
     "not a trace": (["replay", "FULL/mine.txt"], "is not JSON"),
 }
@@ -228,16 +174,6 @@ def test_the_settings_of_the_function_are_those_of_the_job_and_the_command() -> 
     fields = set(Job.__dataclass_fields__) - {"queries"} | {"query", "out", "overwrite"}
     for function, extra in ((promptloop.generate, {"progress"}), (cli.generate, set())):
         assert set(inspect.signature(function).parameters) == fields | extra
-
-
-def test_an_edited_trace_is_one_sentence(folder: Path, tmp_path: Path, command: Callable[..., Any]) -> None:
-    """Fails when a missing entry of the trace ends in a traceback's words."""
-    trace = json.loads((folder / "trace.json").read_text())
-    for key in ("samples", "environment", "backbone"):
-        broken = tmp_path / f"{key}.json"
-        broken.write_text(json.dumps({name: value for name, value in trace.items() if name != key}))
-        code, _, error = command("replay", str(broken))
-        assert code == 2 and "is not a whole trace" in error and key in error
 
 
 def test_a_query_that_is_cut_is_told(backbone: str, policy: str, tmp_path: Path) -> None:

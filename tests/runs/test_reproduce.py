@@ -21,6 +21,10 @@ def test_an_unknown_claim_and_a_missing_policy(
     assert code == 2 and "did you mean 'c1'" in err
     code, _, err = command("reproduce", "C2", "--quick", "--out", str(tmp_path / "new"))
     assert code == 2 and "--train" in err and not (tmp_path / "new").exists()
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "a.txt").touch()
+    code, _, err = command("reproduce", "C1", "--quick", "--out", str(tmp_path / "theirs"))
+    assert code == 2 and "a.txt" in err
     assert all(recipe.missing(claim, 1, None) for claim in CLAIMS)
 
 

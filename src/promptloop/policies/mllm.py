@@ -91,11 +91,16 @@ class Mllm(Policy):
         """Its weights (or these in their place) as safetensors, a LoRA alone, or all with the processor, and
         how long its drafts may be.
         """
-        self.network.save_pretrained(folder, state_dict=None if weights is None else dict(weights))
+        whole = not hasattr(self.network, "peft_config")
+        how = (
+            {} if whole else {"save_embedding_layers": False}
+        )  # else peft asks the hub for the base's config
+        self.network.save_pretrained(folder, state_dict=None if weights is None else dict(weights), **how)
+        (folder / "README.md").unlink(missing_ok=True)  # peft's empty template; the run has a card
         says = copy.deepcopy(self.network.generation_config)
         says.max_new_tokens = self.max_new_tokens
         says.save_pretrained(folder)
-        if not hasattr(self.network, "peft_config"):
+        if whole:
             self.processor.save_pretrained(folder)
 
     @torch.no_grad()

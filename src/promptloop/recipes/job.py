@@ -9,6 +9,14 @@ from typing import Any, final
 
 from promptloop.controls.prompt import even_steps
 
+KINDS: dict[str, Any] = {
+    "tuple": list,
+    "str": str,
+    "int": int,
+    "float": (int, float),
+    "bool": bool,
+}  # in JSON
+LONGEST = 4000  # characters of a query: more than any supported text encoder reads
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -45,6 +53,8 @@ class Job:
         for query in self.queries:
             if not query.strip():
                 raise ValueError("the query is empty; say what the picture should show")
+            if len(query) > LONGEST:
+                raise ValueError(f"a query has {len(query)} characters; give at most {LONGEST}")
         for name, least in {"n": 1, "steps": 1, "refinements": 0, "max_batch": 1, "seed": 0}.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
@@ -91,4 +101,8 @@ class Job:
         wrong = sorted(known ^ set(values))
         if wrong:
             raise ValueError(f"these settings of the job are missing or unknown: {', '.join(wrong)}")
+        for field in fields(Job):
+            value, kind = values[field.name], KINDS[str(field.type).split("[")[0]]
+            if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+                raise ValueError(f"the job's {field.name} is {value!r}, which is not what it was written as")
         return Job(**{**values, "queries": tuple(values["queries"]), "window": tuple(values["window"])})

@@ -124,7 +124,7 @@ class Mini:
         if not 0 < self.temperature < float("inf"):
             raise ValueError(f"temperature is {self.temperature}; drafts must be drawn to be learned from: "
                              "give a number above 0")  # fmt: skip
-        least = {"refusal_cost": 0.0, "max_new_tokens": 1, "micro_batch": 1,
+        least = {"steps": 1, "seed": 0, "refusal_cost": 0.0, "max_new_tokens": 1, "micro_batch": 1,
                  "base_every": 0, "sheet_every": 0}  # fmt: skip
         for name, value in least.items():
             if getattr(self, name) < value:
@@ -163,6 +163,8 @@ def mini(
     processes = launched(settings, device)
     if processes.main:
         runs.begin(run, "mini", settings, resume=resume)
+        for word in runs.resumed(run) if resume else []:
+            say(word)
     processes.wait()
     objective = objective_of(settings, reward, device, processes)
     geometry = settings.geometry()

@@ -110,8 +110,9 @@ def chat_model(where: str, **settings: Any) -> Mllm:
         return Mllm.load(locate(base, "policy")[0], lora=where, **settings)
     except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
         why = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+        there = "" if Path(where).is_dir() else "is no folder here, and from the hub it "
         raise ValueError(
-            f"policy {where} cannot be loaded as an image-text-to-text chat model: {why}"
+            f"policy {where} {there}cannot be loaded as an image-text-to-text chat model: {why}"
         ) from error
 
 
@@ -208,7 +209,7 @@ def locate(name: str, role: str) -> tuple[str, bool]:
         if not (folder / index).is_file():
             raise ValueError(f"{name} has no {index}, so it cannot be the {role}")
         return str(folder.resolve()), False
-    if HUB_ID.fullmatch(name):
+    if HUB_ID.fullmatch(name) and not Path(name).parent.is_dir():  # a mistyped folder is not asked for there
         return name, False
     raise ValueError(
         f"no {role} {name!r}: it is no folder, no hub id owner/name and no embedded one; "

@@ -22,18 +22,20 @@ ROLES = ("backbone", "policy")
 @final
 @dataclass(frozen=True, eq=False)
 class Replayed:
-    """`different` names the images whose pixels differ, in order (empty: all the same).
+    """`different` names the images whose pixels differ, in order (empty: all the same); `retold` those of
+    which the trace tells other drafts or another score.
 
     `changed` says what of the environment is not what it was, as name -> (then, now).
     """
 
     made: Generated
     different: tuple[str, ...]
+    retold: tuple[str, ...]
     changed: dict[str, tuple[Any, Any]]
 
     @property
     def same(self) -> bool:
-        return not self.different
+        return not self.different and not self.retold
 
 
 def replay(
@@ -52,6 +54,7 @@ def replay(
     try:
         job, digests, environment = Job.from_dict(then["job"]), digests_of(then), dict(then["environment"])
         threads, weights = int(environment["threads"]), {role: then[role] for role in ROLES}
+        check_samples(then, job)
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise ValueError(f"{path} is not a whole trace: {type(error).__name__} at {error}") from error
     for role in ROLES:
@@ -60,6 +63,8 @@ def replay(
                 f"the {role} of this trace was a Python object {getattr(job, role)}; name one instead"
             )
     folder = None if out is None else check(Path(out), overwrite)
+    if folder is not None and folder.resolve() == traces.file_of(path).parent.resolve():
+        raise ValueError(f"{folder} holds the trace itself, which this would overwrite; give another --out")
     watch, tell, before = Stopwatch(), progress or silent, torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -73,10 +78,36 @@ def replay(
     if folder is not None:
         made = written(made, folder, watch, tell)
     now = digests_of(made.trace)
-    different = tuple(file for file, digest in digests.items() if now.get(file) != digest)
+    if now.keys() != digests.keys():
+        raise ValueError(
+            f"{path} lists {len(digests)} images, and its job makes {len(now)}: it was changed by hand"
+        )
+    different = tuple(file for file, digest in digests.items() if now[file] != digest)
+    retold = tuple(
+        sample["image"]["file"]
+        for sample, again in zip(then["samples"], made.trace["samples"], strict=True)
+        if told(sample) != told(again)
+    )
     there = made.trace["environment"]
     changed = {key: (value, there.get(key)) for key, value in environment.items() if there.get(key) != value}
-    return Replayed(made, different, changed)
+    return Replayed(made, different, retold, changed)
+
+
+def check_samples(trace: dict[str, Any], job: Job) -> None:
+    """ValueError where the samples of the trace are not those of its job."""
+    listed = [(sample["query"], sample["seed"]) for sample in trace["samples"]]
+    if listed != job.samples:
+        raise ValueError(
+            f"the trace lists {len(listed)} samples, which are not the {len(job.samples)} of its job: it was "
+            "changed by hand"
+        )
+
+
+def told(sample: dict[str, Any]) -> list[Any]:
+    """What a trace tells of a sample beside its pixels."""
+    pictures = [sample[side] for side in ("image", "base") if sample[side] is not None]
+    said = [[(draft["step"], draft["prompt"], draft["kept"]) for draft in p["drafts"]] for p in pictures]
+    return [said, [p["score"] for p in pictures]]
 
 
 def digests_of(trace: dict[str, Any]) -> dict[str, str]:

@@ -32,6 +32,7 @@ from promptloop.world.queries import TASKS, queries
 Say = Callable[[str], None]
 QUICK, FULL = 35, 210  # held-out queries; both divide among the seven tasks
 REWARDS = ("oracle", "oracle-strict", "preference")
+OURS = {"rows", "policies", "tables.md"}  # what it writes
 JUDGES = ("mini-judge", "mini-vlm", "mini-unet")  # who scores: the learned reward, its eyes, its ears
 
 
@@ -51,6 +52,9 @@ def reproduce(
     ValueError for an unknown claim, for one whose policies are missing, and for a folder with rows of other
     settings or weights.
     """
+    foreign = sorted(f.name for f in out.iterdir() if f.name not in OURS) if out.is_dir() else []
+    if foreign:
+        raise ValueError(f"{out} holds {foreign[0]!r}, which reproduce did not write; give another folder")
     count, seeds = (QUICK, 1) if quick else (FULL, None)
     chosen = [claim_named(name) for name in claims]
     made = out / "policies" if train else None

@@ -68,6 +68,8 @@ def read_as(wanted: Any, value: Any, name: str) -> Any:
             return tuple(read_as(o, part, name) for o, part in zip(options, parts, strict=True))
         if wanted is bool and isinstance(value, str):
             return {"true": True, "false": False, "yes": True, "no": False}[value.lower()]
+        if wanted is int and isinstance(value, str) and value.strip().lstrip("+-").isdecimal():
+            return int(value)
         if wanted is int and (isinstance(value, bool) or float(value) != int(value)):
             raise ValueError
         return wanted(value)
@@ -85,7 +87,7 @@ def begin(run: Path, recipe: str, settings: Any, *, resume: bool) -> None:
     config = json.loads(json.dumps({"recipe": recipe, "settings": asdict(settings)}))
     begun = any(run.glob("*.safetensors")) or (run / METRICS).exists() or checkpoint.steps(run)
     if file.exists() and (begun or resume):
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = config_of(run)
         if not resume:
             raise ValueError(f"{run} holds a run; give --resume to go on with it, or another --out")
         ours, theirs = config["settings"], found.get("settings", {})
@@ -113,11 +115,33 @@ def finish(folder: Path, save: Callable[[Path], None]) -> None:
     part.rename(folder)
 
 
+def config_of(run: Path) -> dict[str, Any]:
+    """What the run was begun with; ValueError naming the file where it cannot be read."""
+    file = run / CONFIG
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        return {"recipe": found["recipe"], "settings": dict(found["settings"])}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{file} is damaged ({error}): put it back, or begin again in another folder"
+        ) from None
+
+
+def resumed(run: Path) -> list[str]:
+    """What someone who goes on with a run should know."""
+    done, written = max(checkpoint.steps(run), default=0), METRICS
+    if not done:
+        return [f"{run} has no checkpoint yet: it starts again with the first update"]
+    there = {line["update"] for line in lines(run)}
+    lost = [k for k in range(1, done + 1) if k not in there]
+    return [f"{run / written} has lost the lines of {len(lost)} updates, the first {lost[0]}"] if lost else []
+
+
 def settings_of(run: Path, recipe: str, kind: type[S]) -> S:
     """The settings a run was begun with; ValueError where the folder holds none, or another recipe's."""
     if not (run / CONFIG).is_file():
         raise ValueError(f"{run} holds no run ({CONFIG} is missing)")
-    found = json.loads((run / CONFIG).read_text(encoding="utf-8"))
+    found = config_of(run)
     if found["recipe"] != recipe:
         raise ValueError(f"{run} holds a run of {found['recipe']}, not of {recipe}")
     return settings_from(kind, found["settings"])
@@ -126,7 +150,8 @@ def settings_of(run: Path, recipe: str, kind: type[S]) -> S:
 def lines(run: Path) -> list[dict[str, float]]:
     """The metrics of every update so far."""
     file = run / METRICS
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    rows = file.read_text().splitlines(True) if file.exists() else []
+    return [json.loads(row) for row in rows if row.endswith("\n")]  # a kill may have cut the last
 
 
 def card(run: Path, recipe: str, settings: Any, device: Any, role: str) -> None:

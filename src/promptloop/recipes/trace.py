@@ -63,10 +63,15 @@ def picture_entry(picture: Picture, file: str) -> dict[str, Any]:
     return {"file": file, "sha256": digest(picture.image), "score": grade, "drafts": notes}
 
 
+def file_of(path: str | Path) -> Path:
+    """trace.json itself, where its folder may be named."""
+    file = Path(path).expanduser()
+    return file / "trace.json" if file.is_dir() else file
+
+
 def read(path: str | Path) -> dict[str, Any]:
     """The trace in `path` (a trace.json, or the folder it lies in); ValueError where it is not one."""
-    file = Path(path).expanduser()
-    file = file / "trace.json" if file.is_dir() else file
+    file = file_of(path)
     if not file.is_file():
         raise ValueError(f"there is no trace at {path}; give the trace.json that promptloop generate wrote")
     try:
