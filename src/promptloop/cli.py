@@ -69,7 +69,7 @@ MaxBatch = Annotated[int, typer.Option(metavar="N", help="Samples that run toget
 
 
 @app.command(
-    epilog='Example: promptloop generate "two red circles left of a blue star" --compare --out stars'
+    epilog='Example: promptloop generate "an image with a jade disc and a golden block" --compare --out discs'
 )
 def generate(
     query: Annotated[str, typer.Argument(metavar="QUERY", help="What the picture should show.")],

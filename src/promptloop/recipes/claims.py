@@ -30,7 +30,7 @@ TRAINED: dict[str, tuple[Mini, int]] = {  # name -> settings, number of seeds
     "preference": (replace(AHEAD, reward="preference", gold="oracle"), 1),
 }
 
-SHIPPED = "ahead"  # as mini-policy, with seed 0
+SHIPPED = "image"  # as mini-policy, with seed 0
 TUNED: dict[str, MiniDPO] = {"tuned": MiniDPO(policy="mini-policy")}  # backbones with weights of their own
 
 EIGHT = Way(window=TURBO_WINDOW, steps=8, guidance=1.0)  # how mini-turbo is sampled
@@ -124,7 +124,7 @@ CLAIMS: dict[str, Claim] = {
                 ("base", "untrained-one", "untrained-blind", "untrained", "ahead", "alone", "blind", "n5"),
                 (("untrained", "base"), ("untrained", "untrained-blind"), ("ahead", "untrained-one"),
                  ("blind", "ahead"), ("n5", "blind"), ("n5", "ahead"), ("n5", "untrained"))),
-    "C4": Claim("One policy (one refinement, writing five), other backbones",
+    "C4": Claim("One policy, other backbones",
                 ("unet-base", "unet-policy", "flow-base", "flow-policy", "few-base", "few-policy"),
                 (("unet-policy", "unet-base"), ("flow-policy", "flow-base"), ("few-policy", "few-base"))),
     "C5": Claim("Does the policy add to tuned weights?",

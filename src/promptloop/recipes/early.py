@@ -39,13 +39,13 @@ def judges(settings: Mini) -> tuple[Reward, Reward | None]:
         raise ValueError(f"policy {settings.policy!r} is Python, whose weights this recipe does not know; "
                          "give mini-vlm, a chat model's folder or hub id, or a run's folder")  # fmt: skip
     where = Path(parts.locate(settings.policy, "policy")[0])
+    if parts.lora_base(where) is not None:
+        its_own_lora(settings)
     if settings.first != "none":
         parts.locate(settings.first, "policy")
     elif (where / runs.FIRST).is_dir():
         raise ValueError(f"the first draft of policy {settings.policy!r} is another's: go on with it by "
                          f"--first {where / runs.FIRST}")  # fmt: skip
-    if parts.lora_base(where) is not None:
-        its_own_lora(settings)
     check_tracker(settings.track)
     if settings.push_to_hub != "none" and not HUB_ID.fullmatch(settings.push_to_hub):
         raise ValueError(f"push_to_hub is {settings.push_to_hub!r}; give owner/name, or none")

@@ -120,15 +120,15 @@ class Mini:
         settle(self, window="window", denoising_steps="training_steps", guidance="guidance")
         if self.lr is None:
             object.__setattr__(self, "lr", 2e-3 if self.train_weights == "lora" else 2e-5)
-        self.geometry(), self.surrogate(), self.training(), LoRA(self.rank, 2 * self.rank)
-        if not 0 < self.temperature < float("inf"):
-            raise ValueError(f"temperature is {self.temperature}; drafts must be drawn to be learned from: "
-                             "give a number above 0")  # fmt: skip
         least = {"steps": 1, "seed": 0, "refusal_cost": 0.0, "max_new_tokens": 1, "micro_batch": 1,
                  "base_every": 0, "sheet_every": 0}  # fmt: skip
         for name, value in least.items():
             if getattr(self, name) < value:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {value}")
+        self.geometry(), self.surrogate(), self.training(), LoRA(self.rank, 2 * self.rank)
+        if not 0 < self.temperature < float("inf"):
+            raise ValueError(f"temperature is {self.temperature}; drafts must be drawn to be learned from: "
+                             "give a number above 0")  # fmt: skip
         if not 0 <= self.first_alone <= self.steps:
             raise ValueError(
                 f"first_alone is {self.first_alone}; it must lie between 0 and steps ({self.steps})"

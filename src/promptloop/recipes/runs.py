@@ -178,7 +178,7 @@ tags: [promptloop, text-to-image, {ROLES[role][2]}]
 {ROLES[role][1]}
 
 ```sh
-promptloop generate "two red circles left of a blue star" --{role} {run.name} --compare --out out
+promptloop generate "a jade disc and a golden block" --{role} {run.name} --compare --out out
 ```
 
 | setting | value |

@@ -8,7 +8,7 @@ BACKBONES = ("mini-unet", "mini-flow", "mini-turbo")
 CHATS = ("mini-vlm",)
 MODELS = (*BACKBONES, *CHATS)  # of what build.py makes, those that ship
 MADE_FROM_THEM = ("mini-judge", "mini-policy")  # a learned reward (judge.py); mini-vlm trained by GRPO
-ELSEWHERE = {"mini-policy": "studies/ahead-0"}  # it is one of the studies' policies
+ELSEWHERE = {"mini-policy": "studies/image-0"}  # it is one of the studies' policies
 
 
 def weights(name: str) -> Path:
