@@ -12,20 +12,21 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from promptloop.controls import CFG, Scheduled
 from promptloop.denoisers import load
 from promptloop.recipes.usual import usual
-from promptloop.sample import sample
+from promptloop.sample import State, sample
 from promptloop.world import weights
-from promptloop.world.captions import phrase
+from promptloop.world.captions import Ask, phrase
 from promptloop.world.oracle import grade
 from promptloop.world.queries import queries
 
 
-def verdicts(images, asks) -> torch.Tensor:
+def verdicts(images: Any, asks: list[Ask]) -> torch.Tensor:
     return torch.tensor([c.score >= 0.5 for row in grade(images, asks).reasons for c in row])
 
 
@@ -43,12 +44,13 @@ def main() -> None:
     texts, seeds = [phrase(a) for a in asks], list(range(len(asks)))
     estimates: dict[int, torch.Tensor] = {}
 
-    def look(state) -> None:
+    def look(state: State) -> None:
         if state.transition is not None:
             estimates[state.step] = denoiser.decode(state.transition.clean)
 
-    common = {"steps": its.steps, "seeds": seeds}
+    common: dict[str, Any] = {"steps": its.steps, "seeds": seeds}
     final = sample(denoiser, texts, controls=[CFG(its.guidance)], on_step=look, **common).images
+    assert final is not None
     told = verdicts(final, asks)
     readable = {k: (verdicts(image, asks) == told).float().mean().item() for k, image in estimates.items()}
     # another query's words, in force from step k on
@@ -59,6 +61,7 @@ def main() -> None:
     for k in range(0, its.steps):
         plan = [{0: a, k: b} for a, b in zip(texts, other, strict=True)]
         images = sample(denoiser, texts, controls=[CFG(its.guidance), Scheduled(plan)], **common).images
+        assert images is not None
         score = grade(images, wanted).soft.mean().item()
         always = score if k == 0 else always
         authority[k] = (score - never) / (always - never)

@@ -11,6 +11,7 @@ import argparse
 import random
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -28,7 +29,7 @@ from promptloop.world.scene import random_scene
 def plain_pairs(count: int, seed: int) -> list[Ask]:
     """Dense captions of two-object scenes without fine attributes, as training captions name them."""
     rng = random.Random(f"{seed}/pairs")
-    asks = []
+    asks: list[Ask] = []
     while len(asks) < count:
         ask = describe(random_scene(rng, 2), rng, dense=1.0)
         if sum(g.count for g in ask.groups) == 2 and all(g.shape and g.colour for g in ask.groups):
@@ -58,8 +59,10 @@ def main() -> None:
     texts = [phrase(a, terse=rng.random() < 0.35) for a in asks]
     asked = queries(args.count // len(TASKS) * len(TASKS), 1, held_out=True)
     for guidance in scales:
-        kwargs = {"steps": steps, "controls": [CFG(guidance)], "max_batch": 50}
-        grades = grade(sample(denoiser, texts, seeds=range(len(texts)), **kwargs).images, asks)
+        kwargs: dict[str, Any] = {"steps": steps, "controls": [CFG(guidance)], "max_batch": 50}
+        drawn = sample(denoiser, texts, seeds=range(len(texts)), **kwargs).images
+        assert drawn is not None
+        grades = grade(drawn, asks)
         print(f"CFG {guidance}: two plain objects, caption style: {means(grades)}")
         twins = torch.tensor([any(group.count > 1 for group in ask.groups) for ask in asks])
         for rows, what in ((twins, "twins"), (~twins, "two kinds")):
@@ -68,10 +71,11 @@ def main() -> None:
                 f"    {what:20s} soft {grades.soft[rows].mean():.3f} strict {strict:.3f} ({int(rows.sum())})"
             )
         images = sample(denoiser, [q.text for q in asked], seeds=range(len(asked)), **kwargs).images
+        assert images is not None
         grades = grade(images, [q.ask for q in asked])
         print(f"CFG {guidance}: held-out queries: {means(grades)}")
         for task in TASKS:
-            rows = [i for i, q in enumerate(asked) if q.task == task]
+            rows = torch.tensor([i for i, q in enumerate(asked) if q.task == task])
             print(
                 f"    {task:20s} soft {grades.soft[rows].mean():.3f} strict {grades.strict[rows].mean():.3f}"
             )

@@ -81,6 +81,7 @@ def main() -> None:
             controls=[PromptLoop(policy, refinements)] if refinements else [],
             max_batch=49,
         ).images
+        assert images is not None
         grades = grade(images, [query.ask for query in asked])
         soft, strict = grades.soft.mean(), grades.strict.float().mean()
         print(f"{name:24s} {soft:.3f} {strict:.3f}  {time.perf_counter() - began:.0f} s", flush=True)

@@ -13,6 +13,7 @@ import argparse
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -21,11 +22,11 @@ from promptloop.controls import CFG, PromptLoop
 from promptloop.denoisers import load
 from promptloop.policies.fixed import Identity
 from promptloop.policies.shown import Shuffled
-from promptloop.recipes.usual import PAPER_WINDOW, usual
-from promptloop.sample import sample
+from promptloop.recipes.usual import PAPER_WINDOW, Usual, usual
+from promptloop.sample import Control, sample
 from promptloop.world import weights
-from promptloop.world.oracle import grade
-from promptloop.world.queries import queries
+from promptloop.world.oracle import Grades, grade
+from promptloop.world.queries import Query, queries
 from promptloop.world.scripted import Ahead, Look, Timed
 
 OVERLAP = (0.2, 0.6)  # for arms that do not look: where they write again does not matter to most of them
@@ -57,13 +58,16 @@ PAIRS = tuple(
 )
 
 
-def run(denoiser, policy, window, asked, seeds, its, batch):
-    controls = [CFG(its.guidance)]
+def run(
+    denoiser: Any, policy: Any, window: Any, asked: list[Query], seeds: list[int], its: Usual, batch: int
+) -> Grades:
+    controls: list[Control] = [CFG(its.guidance)]
     if not isinstance(policy, Identity):
         controls.append(PromptLoop(policy, refinements=5, window=window))
     result = sample(
         denoiser, [q.text for q in asked], steps=its.steps, controls=controls, seeds=seeds, max_batch=batch
     )
+    assert result.images is not None
     return grade(result.images, [q.ask for q in asked])
 
 

@@ -11,6 +11,7 @@ import argparse
 import random
 import time
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from scipy.ndimage import gaussian_filter
@@ -18,17 +19,17 @@ from scipy.ndimage import gaussian_filter
 from promptloop.world.captions import Ask, describe
 from promptloop.world.oracle import grade
 from promptloop.world.render import render
-from promptloop.world.scene import COLOURS, PATTERNS, SHAPES, SIZES, random_scene
+from promptloop.world.scene import COLOURS, PATTERNS, SHAPES, SIZES, Scene, random_scene
 
 VALUES = {"shape": SHAPES, "colour": tuple(COLOURS), "size": tuple(SIZES), "pattern": PATTERNS}
 
 
-def full_asks(scenes, seed: int) -> list[Ask]:
+def full_asks(scenes: list[Scene], seed: int) -> list[Ask]:
     rng = random.Random(f"{seed}/asks")
     return [describe(s, rng, dense=1.0) for s in scenes]
 
 
-def corrupted(scene, ask: Ask, rng: random.Random):
+def corrupted(scene: Scene, ask: Ask, rng: random.Random) -> tuple[str, Scene] | None:
     """(attribute, the scene with that attribute of one thing changed) such that ``ask`` no longer holds.
 
     None if no attribute that ``ask`` names can be changed so.
@@ -42,7 +43,7 @@ def corrupted(scene, ask: Ask, rng: random.Random):
     things = []
     for thing in scene.things:
         if all(getattr(thing, k) == v for k, v in asked.items()):  # every thing that would satisfy the group
-            other = rng.choice([v for v in VALUES[attribute] if v != getattr(thing, attribute)])
+            other: Any = rng.choice([v for v in VALUES[attribute] if v != getattr(thing, attribute)])
             thing = replace(thing, **{attribute: other})
         things.append(thing)
     return attribute, replace(scene, things=tuple(things))

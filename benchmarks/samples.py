@@ -37,6 +37,7 @@ def main() -> None:
     images = sample(
         denoiser, [q.text for q in asked], seeds=range(28), steps=its.steps, controls=guided
     ).images
+    assert images is not None
     scores = grade(images, [q.ask for q in asked]).soft
     page = Image.new("RGB", (7 * (TILE + GAP) + GAP, 4 * (TILE + TEXT + GAP) + GAP), "white")
     draw = ImageDraw.Draw(page)

@@ -186,6 +186,8 @@ def locate(name: str, role: str) -> tuple[str, bool]:
     "none" and "package.module:name" are returned as they are.
     """
     names = NAMES[role]
+    if not name.strip():
+        raise ValueError(f"the {role}'s name is empty; embedded: {', '.join(names)}")
     if (name == "none" and name in names) or DOTTED.fullmatch(name):
         return name, False
     if name in names:
