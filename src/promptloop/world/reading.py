@@ -92,13 +92,16 @@ def hue(rgb: np.ndarray) -> np.ndarray:
 
 def colour_masks(rgb: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Masks [N, 6, 64, 64] of pixels of each colour, and brightness [N, 64, 64]."""
-    light = rgb.max(-1)
-    chroma = light - rgb.min(-1)
+    red, green, blue = rgb[..., 0], rgb[..., 1], rgb[..., 2]
+    light = np.maximum(np.maximum(red, green), blue)  # numpy is slow to reduce an axis of three
+    chroma = light - np.minimum(np.minimum(red, green), blue)
     solid = (chroma > 0.12) & (chroma > 0.33 * light)
     centres = hue(np.array(list(COLOURS.values()), np.float32) / 255)
-    angle = abs((hue(rgb)[..., None] - centres + 180) % 360 - 180)
-    nearest = angle.argmin(-1)
-    return np.stack([solid & (nearest == c) for c in range(len(COLOURS))], 1), light
+    angle = abs((hue(rgb[solid])[:, None] - centres + 180) % 360 - 180)
+    image, row, column = np.nonzero(solid)
+    masks = np.zeros((len(rgb), len(COLOURS), *solid.shape[1:]), bool)
+    masks[image, angle.argmin(1), row, column] = True
+    return masks, light
 
 
 def overlap(masks: np.ndarray, templates: np.ndarray) -> np.ndarray:
