@@ -15,7 +15,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from promptloop.recipes import runs
-from promptloop.world import WEIGHTS
+
+STUDIES = Path("src/promptloop/world/weights/studies")  # in a clone
 
 
 def halved(file: Path) -> None:
@@ -46,7 +47,7 @@ def ship(run: Path, target: Path) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("runs", nargs="+", type=Path)
-    parser.add_argument("--out", type=Path, default=WEIGHTS / "studies")
+    parser.add_argument("--out", type=Path, default=STUDIES)
     args = parser.parse_args()
     for run in args.runs:
         print(f"{run.name}: {ship(run, args.out / run.name)} bytes")
