@@ -5,7 +5,6 @@ PromptLoop: Lee and Ye, "PromptLoop", arXiv 2510.00430. Where the paper is silen
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, final
@@ -13,6 +12,7 @@ from typing import Literal, final
 import torch
 from torch import Tensor
 
+from promptloop.controls.plan import check_delay, even_steps, inside
 from promptloop.controls.streams import DRAFTS
 from promptloop.policies.contract import LIKELIEST, Draft, Policy, Request
 from promptloop.sample import Control, State
@@ -32,6 +32,11 @@ class PromptLoop(Control):
     which costs no denoiser call; "open" writes all prompts before the first step, each from the one before,
     without images.
 
+    A draft written before step k comes into force at step k + `delay`: until then the denoiser goes on with
+    the old prompt, so the two need not wait for each other. No draft is asked for that would come too late.
+    Before the first comes into force, the prompt is the query. With delay 2 or more the policy is told the
+    newest prompt written, which may not be in force yet.
+
     A draft longer than the text encoder reads is refused. Every draft is kept in memory["drafts"], one tuple
     per sample, in the order written; memory["plan"] [B, steps] says where refinements happen. A prompt that
     does not change is not embedded again. refinements=0 is the identity.
@@ -42,6 +47,7 @@ class PromptLoop(Control):
     window: tuple[float, float] = (0.0, 1.0)
     plan: Literal["even", "random"] = "even"
     loop: Literal["closed", "open"] = "closed"
+    delay: int = 0
 
     def __post_init__(self) -> None:
         if self.refinements < 0:
@@ -53,21 +59,27 @@ class PromptLoop(Control):
             raise ValueError(f"plan is {self.plan!r}; choose 'even' or 'random'")
         if self.loop not in ("closed", "open"):
             raise ValueError(f"loop is {self.loop!r}; choose 'closed' or 'open'")
+        check_delay(self.delay, self.loop)
 
     def start(self, state: State) -> State:
         if "plan" in state.memory:
             raise ValueError("two PromptLoops in one run would overwrite each other's prompts; keep one")
         plan = torch.stack([self._plan(state, i) for i in range(len(state))])
         state = _with_drafts(state).remember(plan=plan)
+        if self.delay:
+            state = state.remember(pending=((),) * len(state))
         if self.loop == "open":
             state = state.remember(ahead=self._write_ahead(state, plan))
         return state
 
     def condition(self, state: State) -> State:
-        step = _place(state)
+        step, state = _place(state), _arrived(state) if self.delay else state
         rows = state.memory["plan"][:, step].nonzero()[:, 0].tolist()
         if not rows:
             return state
+        if self.delay:
+            drafts = ask(self.policy, state.say(_newest(state)), rows)
+            return _sent(state, rows, drafts, state.step + self.delay)
         if self.loop == "closed":
             return _apply(state, rows, ask(self.policy, state, rows))
         done = state.memory["plan"][:, :step].sum(1).tolist()
@@ -78,11 +90,11 @@ class PromptLoop(Control):
         steps = len(state.run.levels) - 1
         chosen = torch.zeros(steps, dtype=torch.bool)
         if self.plan == "even":
-            chosen[even_steps(self.refinements, steps, self.window)] = True
+            chosen[even_steps(self.refinements, steps, self.window, self.delay)] = True
         elif self.refinements:
-            inside = [k for k in _inside(self.refinements, steps, self.window) if k > 0]
-            order = torch.randperm(len(inside), generator=state.generator(i, "plan"))
-            chosen[[0, *(inside[k] for k in order[: self.refinements - 1].tolist())]] = True
+            later = [k for k in inside(self.refinements, steps, self.window, self.delay) if k > 0]
+            order = torch.randperm(len(later), generator=state.generator(i, "plan"))
+            chosen[[0, *(later[k] for k in order[: self.refinements - 1].tolist())]] = True
         return chosen
 
     def _write_ahead(self, state: State, plan: Tensor) -> tuple[tuple[Draft, ...], ...]:
@@ -167,32 +179,6 @@ def _place(state: State) -> int:
     return levels.index(state.level)
 
 
-def _inside(refinements: int, steps: int, window: tuple[float, float]) -> range:
-    """The steps of the window; ValueError when the refinements do not fit into it and the first step."""
-    start, end = (math.ceil(round(fraction * steps, 6)) for fraction in window)
-    inside = range(start, end)
-    room = len(inside) + (start > 0)
-    if refinements > room:
-        raise ValueError(
-            f"{refinements} refinements do not fit: {steps} steps with window {window} have room for {room}; "
-            "give fewer refinements, more steps or a wider window"
-        )
-    return inside
-
-
-def even_steps(refinements: int, steps: int, window: tuple[float, float] = (0.0, 1.0)) -> list[int]:
-    """The steps that plan "even" refines: step 0, and others equally spaced in the window.
-
-    The end of the window is not one of them, as the end of the trajectory is not a step.
-    """
-    inside = _inside(refinements, steps, window)
-    if refinements == 0:
-        return []
-    first = [] if inside.start == 0 else [0]
-    rest = refinements - len(first)
-    return first + [inside.start + k * len(inside) // rest for k in range(rest)]
-
-
 # --- asking the policy
 
 
@@ -247,6 +233,31 @@ def draft_seed(state: State, i: int, step: int, number: int | None) -> int:
 
 def _with_drafts(state: State) -> State:
     return state if "drafts" in state.memory else state.remember(drafts=((),) * len(state))
+
+
+def _sent(state: State, rows: Sequence[int], drafts: Sequence[Draft], due: int) -> State:
+    """The drafts remembered, and on their way: they come into force when `due` steps are done."""
+    written, pending = list(state.memory["drafts"]), list(state.memory["pending"])
+    for i, draft in zip(rows, drafts, strict=True):
+        written[i] = (*written[i], draft)
+        pending[i] = (*pending[i], (due, draft.text))
+    return state.remember(drafts=tuple(written), pending=tuple(pending))
+
+
+def _arrived(state: State) -> State:
+    """The state with the prompts in force that are due, taken off memory["pending"]."""
+    prompts = list(state.prompts)
+    for i, waiting in enumerate(state.memory["pending"]):
+        for due, text in waiting:
+            prompts[i] = text if due <= state.step else prompts[i]
+    left = (tuple(one for one in row if one[0] > state.step) for row in state.memory["pending"])
+    return state.say(prompts).remember(pending=tuple(left))
+
+
+def _newest(state: State) -> list[str]:
+    """The prompt last written for each sample, in force or on its way."""
+    waiting = zip(state.memory["pending"], state.prompts, strict=True)
+    return [row[-1][1] if row else prompt for row, prompt in waiting]
 
 
 def _apply(state: State, rows: Sequence[int], drafts: Sequence[Draft]) -> State:
