@@ -1,7 +1,8 @@
 """PromptLoop(delay=d): a prompt written before step k comes into force at step k + d."""
 
-from dataclasses import replace
-from pathlib import Path
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
@@ -11,11 +12,10 @@ from unit.test_rollout import WORDS, Bed, Brightness, Drawing
 import promptloop
 from promptloop.controls import PromptLoop, Scheduled
 from promptloop.controls.plan import even_steps
-from promptloop.policies import Identity, Table
+from promptloop.policies import Draft, Identity, Request, Table
 from promptloop.recipes.job import Job
-from promptloop.recipes.replay import replay
 from promptloop.rollout import Geometry, rollout
-from promptloop.sample import State
+from promptloop.sample import Control, State
 from promptloop.solvers import FlowSDE
 
 
@@ -108,13 +108,71 @@ def test_training_draws_the_same_drafts_and_other_images() -> None:
     assert drafts == same and not torch.equal(images, others)
 
 
-def test_a_trace_tells_the_delay_and_is_replayed_with_it(tmp_path: Path) -> None:
-    """Fails if the trace's job has no delay: the replayed pixels then differ."""
-    query = "a jade disc and a golden block"
-    made = promptloop.generate(query, n=1, refinements=3, delay=2, steps=6, out=tmp_path / "made")
-    assert made.trace["job"]["delay"] == 2 and len(made.shots[0].picture.notes) == 3
-    assert replay(tmp_path / "made").same
-    plain = promptloop.generate(query, n=1, refinements=3, steps=6)
-    assert not torch.equal(plain.images, made.images)
-    old = {name: value for name, value in plain.trace["job"].items() if name != "delay"}
-    assert Job.from_dict(old).delay == 0
+def test_generate_delays_and_its_trace_tells() -> None:
+    """Fails if generate drops the delay, or the job does not write it down."""
+    settings = {"backbone": Bed(0.3, 0.5, 2, prompts=WORDS), "policy": Drawing(), "n": 2, "refinements": 3,
+                "steps": 6, "guidance": 1.0}  # fmt: skip
+    plain, late = (promptloop.generate("a", delay=delay, **settings) for delay in (0, 2))
+    assert not torch.equal(plain.images, late.images) and len(late.shots[0].picture.notes) == 3
+    job = Job(("a",), delay=2)
+    assert late.trace["job"]["delay"] == 2 and Job.from_dict(job.as_dict()) == job
+    old = {name: value for name, value in job.as_dict().items() if name != "delay"}
+    assert Job.from_dict(old) == Job(("a",))
+
+
+# --- in the background
+
+
+@dataclass(frozen=True)
+class Slow(Counting):
+    """Writes no word before `step` steps are done, or ten seconds have passed."""
+
+    step: threading.Event = field(default_factory=threading.Event)
+    waited: list[bool] = field(default_factory=list)
+
+    def write(self, requests: Sequence[Request], seeds: Sequence[int]) -> list[Draft]:
+        self.waited.append(self.step.wait(10))
+        return super().write(requests, seeds)
+
+
+@dataclass(frozen=True)
+class Bell(Control):
+    """Tells when the first step is done."""
+
+    event: threading.Event
+
+    def select(self, state: State) -> State:
+        self.event.set()
+        return state
+
+
+def test_the_denoiser_goes_on_while_the_policy_writes() -> None:
+    """The policy waits for the first step, which a loop that waits for the policy never makes.
+
+    Fails if the writing is waited for where it is asked for.
+    """
+    policy = Slow()
+    end = run(PromptLoop(policy, 3, delay=1, background=True), Bell(policy.step))
+    assert policy.waited == [True] * 3 and end.prompts != end.queries
+
+
+@pytest.mark.parametrize("delay", [1, 3])
+def test_background_changes_no_sample(delay: int) -> None:
+    """Fails if two answers are mixed up, or the seeds depend on what has arrived."""
+    for plan in ("even", "random"):
+        loop = PromptLoop(Counting(), 4, plan=plan, delay=delay)
+        before, behind = run(loop), run(replace(loop, background=True))
+        assert torch.equal(before.x, behind.x) and before.prompts == behind.prompts
+        texts = [[[d.text for d in row] for row in end.memory["drafts"]] for end in (before, behind)]
+        assert texts[0] == texts[1]
+
+
+def test_an_error_in_the_background_is_told() -> None:
+    class Failing(Counting):
+        def write(self, requests: Sequence[Request], seeds: Sequence[int]) -> list[Draft]:
+            raise ValueError("no answer")
+
+    with pytest.raises(ValueError, match="no answer"):
+        run(PromptLoop(Failing(), 1, delay=1, background=True))
+    with pytest.raises(ValueError, match="give a delay from 1"):
+        PromptLoop(Identity(), background=True)

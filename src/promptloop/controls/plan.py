@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+from promptloop.sample import State
+
 
 def check_delay(delay: int, loop: str) -> None:
     """ValueError for a delay below 0, or where all prompts are written before the first step."""
@@ -44,3 +46,13 @@ def even_steps(
     first = [] if places.start == 0 else [0]
     rest = refinements - len(first)
     return first + [places.start + k * len(places) // rest for k in range(rest)]
+
+
+def place(state: State) -> int:
+    """The step that starts at the state's level: state.step, unless a driver has taken the state back."""
+    levels = state.run.levels
+    if state.step < len(levels) and levels[state.step] == state.level:
+        return state.step
+    if state.level not in levels:
+        raise ValueError(f"{state.level} is none of the run's levels; prompts are planned for those only")
+    return levels.index(state.level)

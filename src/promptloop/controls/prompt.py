@@ -6,15 +6,16 @@ PromptLoop: Lee and Ye, "PromptLoop", arXiv 2510.00430. Where the paper is silen
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal, final
 
 import torch
 from torch import Tensor
 
-from promptloop.controls.plan import check_delay, even_steps, inside
-from promptloop.controls.streams import DRAFTS
-from promptloop.policies.contract import LIKELIEST, Draft, Policy, Request
+from promptloop.controls.ask import ask, asked
+from promptloop.controls.later import arrived, newest, sent
+from promptloop.controls.plan import check_delay, even_steps, inside, place
+from promptloop.policies.contract import Draft, Policy
 from promptloop.sample import Control, State
 
 Schedule = Mapping[int, str]  # step -> the prompt in force from that step on
@@ -35,11 +36,12 @@ class PromptLoop(Control):
     A draft written before step k comes into force at step k + `delay`: until then the denoiser goes on with
     the old prompt, so the two need not wait for each other. No draft is asked for that would come too late.
     Before the first comes into force, the prompt is the query. With delay 2 or more the policy is told the
-    newest prompt written, which may not be in force yet.
+    newest prompt written, which may not be in force yet. With `background` the policy then writes in a thread
+    of its own while the denoiser goes on (on CUDA in a stream of its own); the samples are the same.
 
-    A draft longer than the text encoder reads is refused. Every draft is kept in memory["drafts"], one tuple
-    per sample, in the order written; memory["plan"] [B, steps] says where refinements happen. A prompt that
-    does not change is not embedded again. refinements=0 is the identity.
+    A draft longer than the text encoder reads is refused. From when it comes into force, every draft is kept
+    in memory["drafts"], one tuple per sample, in the order written; memory["plan"] [B, steps] says where
+    refinements happen. A prompt that does not change is not embedded again. refinements=0 is the identity.
     """
 
     policy: Policy
@@ -48,6 +50,7 @@ class PromptLoop(Control):
     plan: Literal["even", "random"] = "even"
     loop: Literal["closed", "open"] = "closed"
     delay: int = 0
+    background: bool = False
 
     def __post_init__(self) -> None:
         if self.refinements < 0:
@@ -60,6 +63,8 @@ class PromptLoop(Control):
         if self.loop not in ("closed", "open"):
             raise ValueError(f"loop is {self.loop!r}; choose 'closed' or 'open'")
         check_delay(self.delay, self.loop)
+        if self.background and not self.delay:
+            raise ValueError("background is on and delay 0, so the denoiser has to wait; give a delay from 1")
 
     def start(self, state: State) -> State:
         if "plan" in state.memory:
@@ -73,13 +78,13 @@ class PromptLoop(Control):
         return state
 
     def condition(self, state: State) -> State:
-        step, state = _place(state), _arrived(state) if self.delay else state
+        step, state = place(state), arrived(state) if self.delay else state
         rows = state.memory["plan"][:, step].nonzero()[:, 0].tolist()
         if not rows:
             return state
         if self.delay:
-            drafts = ask(self.policy, state.say(_newest(state)), rows)
-            return _sent(state, rows, drafts, state.step + self.delay)
+            question = asked(self.policy, state.say(newest(state)), rows)
+            return sent(state, rows, question, state.step + self.delay, self.background)
         if self.loop == "closed":
             return _apply(state, rows, ask(self.policy, state, rows))
         done = state.memory["plan"][:, :step].sum(1).tolist()
@@ -150,7 +155,7 @@ class Scheduled(Control):
         return state.remember(schedule=schedules)
 
     def condition(self, state: State) -> State:
-        schedules, step = state.memory["schedule"], _place(state)
+        schedules, step = state.memory["schedule"], place(state)
         return state.say([s.get(step, p) for s, p in zip(schedules, state.prompts, strict=True)])
 
     def _schedules(self, queries: Sequence[str]) -> tuple[Schedule, ...]:
@@ -166,98 +171,8 @@ class Scheduled(Control):
         return tuple(self.prompts)
 
 
-# --- where refinements happen
-
-
-def _place(state: State) -> int:
-    """The step that starts at the state's level: state.step, unless a driver has taken the state back."""
-    levels = state.run.levels
-    if state.step < len(levels) and levels[state.step] == state.level:
-        return state.step
-    if state.level not in levels:
-        raise ValueError(f"{state.level} is none of the run's levels; prompts are planned for those only")
-    return levels.index(state.level)
-
-
-# --- asking the policy
-
-
-def ask(
-    policy: Policy,
-    state: State,
-    rows: Sequence[int],
-    steps: Sequence[int] | None = None,
-    *,
-    number: int | None = None,
-) -> list[Draft]:
-    """Drafts for the samples `rows`, from the estimate of the last executed step (if there is one).
-
-    Each draft has its own seed, a function of the sample's seed and the step, or of the seed that `Streams`
-    has for it. `steps` says at which steps the drafts will be used (None: now), `number` which draft of its
-    sample each is, counted from 0 (None: the next). A draft longer than the text encoder reads is refused.
-    """
-    denoiser = state.run.denoiser
-    estimates: Sequence[Tensor | None] = [None] * len(rows)
-    if state.transition is not None:
-        with torch.no_grad():
-            clean = state.transition.clean[torch.tensor(rows, device=state.x.device)]
-            images = denoiser.decode(clean, size=policy.image_size).float().cpu()
-        estimates = [image.clone() for image in images]
-    when = [_place(state)] * len(rows) if steps is None else steps
-    drawn = [state.step] * len(rows) if steps is None else steps
-    total, limit = len(state.run.levels) - 1, denoiser.text_limit
-    requests = [
-        Request(state.queries[i], state.prompts[i], estimate, step / total)
-        for i, estimate, step in zip(rows, estimates, when, strict=True)
-    ]
-    seeds = [draft_seed(state, i, step, number) for i, step in zip(rows, drawn, strict=True)]
-    drafts = policy.write(requests, seeds)
-    if len(drafts) != len(requests):
-        raise ValueError(f"the policy answered {len(requests)} requests with {len(drafts)} drafts; one each")
-    too_long = [draft.kept is None and denoiser.count_tokens(draft.text) > limit for draft in drafts]
-    return [draft.refuse("overlong") if long else draft for draft, long in zip(drafts, too_long, strict=True)]
-
-
-def draft_seed(state: State, i: int, step: int, number: int | None) -> int:
-    """The seed of the next draft of sample i (or of its `number`), used at `step`; perhaps `LIKELIEST`."""
-    streams = state.memory.get(DRAFTS)
-    if streams is not None:
-        count = len(state.memory["drafts"][i]) if number is None else number
-        if count >= streams.shape[1]:
-            raise ValueError(f"Streams has seeds for {streams.shape[1]} drafts; there are more refinements")
-        if streams[i, count] == LIKELIEST:
-            return LIKELIEST
-        state = replace(state, seeds=streams[:, count])
-    return replace(state, step=step).generator(i, "draft").initial_seed()
-
-
 def _with_drafts(state: State) -> State:
     return state if "drafts" in state.memory else state.remember(drafts=((),) * len(state))
-
-
-def _sent(state: State, rows: Sequence[int], drafts: Sequence[Draft], due: int) -> State:
-    """The drafts remembered, and on their way: they come into force when `due` steps are done."""
-    written, pending = list(state.memory["drafts"]), list(state.memory["pending"])
-    for i, draft in zip(rows, drafts, strict=True):
-        written[i] = (*written[i], draft)
-        pending[i] = (*pending[i], (due, draft.text))
-    return state.remember(drafts=tuple(written), pending=tuple(pending))
-
-
-def _arrived(state: State) -> State:
-    """The state with the prompts in force that are due, taken off memory["pending"]."""
-    prompts = list(state.prompts)
-    for i, waiting in enumerate(state.memory["pending"]):
-        for due, text in waiting:
-            prompts[i] = text if due <= state.step else prompts[i]
-    left = (tuple(one for one in row if one[0] > state.step) for row in state.memory["pending"])
-    return state.say(prompts).remember(pending=tuple(left))
-
-
-def _newest(state: State) -> list[str]:
-    """The prompt last written for each sample, in force or on its way."""
-    waiting = zip(state.memory["pending"], state.prompts, strict=True)
-    return [row[-1][1] if row else prompt for row, prompt in waiting]
 
 
 def _apply(state: State, rows: Sequence[int], drafts: Sequence[Draft]) -> State:
