@@ -39,6 +39,14 @@ def operations(run: Callable[[], Any]) -> int:
     return counter.get_total_flops()
 
 
+def by_network(run: Callable[[], Any]) -> dict[str, int]:
+    """The same by the class of the outermost network that does them."""
+    with FlopCounterMode(display=False, custom_mapping=ON_CPU) as counter:
+        run()
+    counts = counter.get_flop_counts()
+    return {name: sum(of.values()) for name, of in counts.items() if "." not in name and name != "Global"}
+
+
 def wait(device: torch.device) -> None:
     """Until the device has done everything that was asked of it."""
     if device.type == "cuda":
