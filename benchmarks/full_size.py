@@ -52,7 +52,7 @@ Report = dict[str, Any]
 Row = dict[str, Any]
 DEFAULTS: dict[str, dict[str, Any]] = {  # tokens of a draft, delay in the background, groups, their size
     "full": {"tokens": 48, "delay": 5, "queries": 2, "group": 8, "steps": {"sdxl": 50, "sd3.5-medium": 28}},
-    "tiny": {"tokens": 12, "delay": 1, "queries": 2, "group": 3, "steps": {"sdxl": 8, "sd3.5-medium": 8}},
+    "tiny": {"tokens": 4, "delay": 1, "queries": 1, "group": 2, "steps": {"sdxl": 8, "sd3.5-medium": 8}},
 }
 SHARE = {"sdxl": 0.4, "sd3.5-medium": 0.7}  # of the time, by when no new round of it begins
 
