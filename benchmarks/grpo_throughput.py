@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
 from dataclasses import replace
 
 import torch
@@ -24,6 +23,7 @@ from promptloop.objectives.prompts import PromptGRPO
 from promptloop.processes import Processes
 from promptloop.recipes import parts
 from promptloop.recipes.mini import Mini, objective_of
+from promptloop.timing import Stopwatch
 
 TRAINED = ("old log-probs", "update")  # phases that see only the episodes of groups that differ
 PHASES = ("policy", "denoiser", "decode", "reward", *TRAINED)
@@ -44,12 +44,12 @@ def naive(objective: PromptGRPO, queries: int) -> PromptGRPO:
 def update(objective: PromptGRPO, number: int) -> dict[str, float]:
     """Seconds for an episode of one update (without the optimiser's step), by phase and "all"."""
     batch = objective.collect(number, Share())
-    middle = time.perf_counter()
-    for part in batch.parts:
-        objective.loss(part)[0].backward()
-    end = time.perf_counter()
+    watch = Stopwatch()
+    with watch("update"):
+        for part in batch.parts:
+            objective.loss(part)[0].backward()
     objective.policy.network.zero_grad(set_to_none=True)
-    seconds = {**batch.seconds, "update": end - middle}
+    seconds = {**batch.seconds, **watch.seconds}
     episodes = objective.geometry.episodes
     trained = (
         sum(len(part.drafts) for part in batch.parts) / objective.geometry.refinements

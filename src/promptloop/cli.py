@@ -51,6 +51,9 @@ Window = Annotated[
     ),
 ]
 OpenLoop = Annotated[bool, typer.Option("--open-loop", help="Write all prompts beforehand, without looking.")]
+Delay = Annotated[
+    int, typer.Option(metavar="N", help="Steps that are done with the old prompt while a new one is written.")
+]
 Steps = Annotated[
     int | None, typer.Option(metavar="N", help="Denoising steps.  [default: 20; 8 with an LCM scheduler]")
 ]
@@ -79,6 +82,7 @@ def generate(
     refinements: Refinements = 5,
     window: Window = None,
     open_loop: OpenLoop = False,
+    delay: Delay = 0,
     steps: Steps = None,
     guidance: Guidance = None,
     negative: Negative = "",

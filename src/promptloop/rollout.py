@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from promptloop.controls.guidance import CFG
-from promptloop.controls.prompt import PromptLoop, even_steps
+from promptloop.controls.plan import check_delay, even_steps
+from promptloop.controls.prompt import PromptLoop
 from promptloop.controls.streams import Streams
 from promptloop.denoisers.once import Once
 from promptloop.policies.contract import LIKELIEST, Draft, Policy
@@ -37,7 +38,7 @@ class Geometry:
     noise "shared" gives all episodes of a group the same noise, at the start and in every stochastic step, so
     that a group's rewards differ by its prompts alone; "fresh" gives each its own. With probability
     `image_dropout` a draft is written without its estimate, so that open-loop inference stays in
-    distribution.
+    distribution. `delay` is PromptLoop's.
 
     Where the first draft is not the trained policy's (`first_given`), it is neither drawn nor credited.
 
@@ -60,12 +61,14 @@ class Geometry:
     credit: Literal["episode", "branch"] = "episode"
     first_given: bool = False
     max_batch: int = 96
+    delay: int = 0
 
     def __post_init__(self) -> None:
         for name, least in {"queries": 1, "group": 2, "refinements": 1, "denoising_steps": 1}.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
-        even_steps(self.refinements, self.denoising_steps, self.window)  # they must fit
+        check_delay(self.delay, self.loop)
+        even_steps(self.refinements, self.denoising_steps, self.window, self.delay)  # they must fit
         if self.max_batch < 1:
             raise ValueError(f"max_batch is {self.max_batch}; it must be at least 1")
         if not 0 <= self.image_dropout <= 1:
@@ -128,7 +131,9 @@ def rollout(
     streams, credited = streams_of(geometry, seed, places, seeds)
     watch = Stopwatch()
     timed = TimedPolicy(Sometimes(policy, geometry.image_dropout), watch)
-    loop = PromptLoop(timed, geometry.refinements, geometry.window, geometry.plan, geometry.loop)
+    loop = PromptLoop(
+        timed, geometry.refinements, geometry.window, geometry.plan, geometry.loop, geometry.delay
+    )
     solver = default_solver(denoiser) if solver is None else solver
     with watch("denoiser"):
         end = sample(

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from promptloop.controls.prompt import PromptLoop, Rewrite, even_steps
+from promptloop.controls.plan import even_steps
+from promptloop.controls.prompt import PromptLoop, Rewrite
 from promptloop.denoisers.exact import Gaussian
 from promptloop.policies import Draft, Identity, Policy, Request, Table, Template
 from promptloop.sample import Control, State, sample

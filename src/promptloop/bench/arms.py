@@ -29,10 +29,11 @@ class Way:
     shown: Literal["own", "nothing", "another's"] = "own"
     steps: int = 20
     guidance: float = 5.0
+    delay: int = 0
 
     def control(self, policy: Policy) -> Control:
         wrapped = {"own": lambda p: p, "nothing": Blind, "another's": Shuffled}[self.shown](policy)
-        return PromptLoop(wrapped, self.refinements, self.window, "even", self.loop)
+        return PromptLoop(wrapped, self.refinements, self.window, "even", self.loop, self.delay)
 
 
 @final

@@ -5,16 +5,17 @@ PromptLoop: Lee and Ye, "PromptLoop", arXiv 2510.00430. Where the paper is silen
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal, final
 
 import torch
 from torch import Tensor
 
-from promptloop.controls.streams import DRAFTS
-from promptloop.policies.contract import LIKELIEST, Draft, Policy, Request
+from promptloop.controls.ask import ask, asked
+from promptloop.controls.later import arrived, newest, sent
+from promptloop.controls.plan import check_delay, even_steps, inside, place
+from promptloop.policies.contract import Draft, Policy
 from promptloop.sample import Control, State
 
 Schedule = Mapping[int, str]  # step -> the prompt in force from that step on
@@ -32,9 +33,15 @@ class PromptLoop(Control):
     which costs no denoiser call; "open" writes all prompts before the first step, each from the one before,
     without images.
 
-    A draft longer than the text encoder reads is refused. Every draft is kept in memory["drafts"], one tuple
-    per sample, in the order written; memory["plan"] [B, steps] says where refinements happen. A prompt that
-    does not change is not embedded again. refinements=0 is the identity.
+    A draft written before step k comes into force at step k + `delay`: until then the denoiser goes on with
+    the old prompt, so the two need not wait for each other. No draft is asked for that would come too late.
+    Before the first comes into force, the prompt is the query. With delay 2 or more the policy is told the
+    newest prompt written, which may not be in force yet. With `background` the policy then writes in a thread
+    of its own while the denoiser goes on (on CUDA in a stream of its own); the samples are the same.
+
+    A draft longer than the text encoder reads is refused. From when it comes into force, every draft is kept
+    in memory["drafts"], one tuple per sample, in the order written; memory["plan"] [B, steps] says where
+    refinements happen. A prompt that does not change is not embedded again. refinements=0 is the identity.
     """
 
     policy: Policy
@@ -42,6 +49,8 @@ class PromptLoop(Control):
     window: tuple[float, float] = (0.0, 1.0)
     plan: Literal["even", "random"] = "even"
     loop: Literal["closed", "open"] = "closed"
+    delay: int = 0
+    background: bool = False
 
     def __post_init__(self) -> None:
         if self.refinements < 0:
@@ -53,21 +62,29 @@ class PromptLoop(Control):
             raise ValueError(f"plan is {self.plan!r}; choose 'even' or 'random'")
         if self.loop not in ("closed", "open"):
             raise ValueError(f"loop is {self.loop!r}; choose 'closed' or 'open'")
+        check_delay(self.delay, self.loop)
+        if self.background and not self.delay:
+            raise ValueError("background is on and delay 0, so the denoiser has to wait; give a delay from 1")
 
     def start(self, state: State) -> State:
         if "plan" in state.memory:
             raise ValueError("two PromptLoops in one run would overwrite each other's prompts; keep one")
         plan = torch.stack([self._plan(state, i) for i in range(len(state))])
         state = _with_drafts(state).remember(plan=plan)
+        if self.delay:
+            state = state.remember(pending=((),) * len(state))
         if self.loop == "open":
             state = state.remember(ahead=self._write_ahead(state, plan))
         return state
 
     def condition(self, state: State) -> State:
-        step = _place(state)
+        step, state = place(state), arrived(state) if self.delay else state
         rows = state.memory["plan"][:, step].nonzero()[:, 0].tolist()
         if not rows:
             return state
+        if self.delay:
+            question = asked(self.policy, state.say(newest(state)), rows)
+            return sent(state, rows, question, state.step + self.delay, self.background)
         if self.loop == "closed":
             return _apply(state, rows, ask(self.policy, state, rows))
         done = state.memory["plan"][:, :step].sum(1).tolist()
@@ -78,11 +95,11 @@ class PromptLoop(Control):
         steps = len(state.run.levels) - 1
         chosen = torch.zeros(steps, dtype=torch.bool)
         if self.plan == "even":
-            chosen[even_steps(self.refinements, steps, self.window)] = True
+            chosen[even_steps(self.refinements, steps, self.window, self.delay)] = True
         elif self.refinements:
-            inside = [k for k in _inside(self.refinements, steps, self.window) if k > 0]
-            order = torch.randperm(len(inside), generator=state.generator(i, "plan"))
-            chosen[[0, *(inside[k] for k in order[: self.refinements - 1].tolist())]] = True
+            later = [k for k in inside(self.refinements, steps, self.window, self.delay) if k > 0]
+            order = torch.randperm(len(later), generator=state.generator(i, "plan"))
+            chosen[[0, *(later[k] for k in order[: self.refinements - 1].tolist())]] = True
         return chosen
 
     def _write_ahead(self, state: State, plan: Tensor) -> tuple[tuple[Draft, ...], ...]:
@@ -138,7 +155,7 @@ class Scheduled(Control):
         return state.remember(schedule=schedules)
 
     def condition(self, state: State) -> State:
-        schedules, step = state.memory["schedule"], _place(state)
+        schedules, step = state.memory["schedule"], place(state)
         return state.say([s.get(step, p) for s, p in zip(schedules, state.prompts, strict=True)])
 
     def _schedules(self, queries: Sequence[str]) -> tuple[Schedule, ...]:
@@ -152,97 +169,6 @@ class Scheduled(Control):
                 "or a function from query to schedule if max_batch splits the samples"
             )
         return tuple(self.prompts)
-
-
-# --- where refinements happen
-
-
-def _place(state: State) -> int:
-    """The step that starts at the state's level: state.step, unless a driver has taken the state back."""
-    levels = state.run.levels
-    if state.step < len(levels) and levels[state.step] == state.level:
-        return state.step
-    if state.level not in levels:
-        raise ValueError(f"{state.level} is none of the run's levels; prompts are planned for those only")
-    return levels.index(state.level)
-
-
-def _inside(refinements: int, steps: int, window: tuple[float, float]) -> range:
-    """The steps of the window; ValueError when the refinements do not fit into it and the first step."""
-    start, end = (math.ceil(round(fraction * steps, 6)) for fraction in window)
-    inside = range(start, end)
-    room = len(inside) + (start > 0)
-    if refinements > room:
-        raise ValueError(
-            f"{refinements} refinements do not fit: {steps} steps with window {window} have room for {room}; "
-            "give fewer refinements, more steps or a wider window"
-        )
-    return inside
-
-
-def even_steps(refinements: int, steps: int, window: tuple[float, float] = (0.0, 1.0)) -> list[int]:
-    """The steps that plan "even" refines: step 0, and others equally spaced in the window.
-
-    The end of the window is not one of them, as the end of the trajectory is not a step.
-    """
-    inside = _inside(refinements, steps, window)
-    if refinements == 0:
-        return []
-    first = [] if inside.start == 0 else [0]
-    rest = refinements - len(first)
-    return first + [inside.start + k * len(inside) // rest for k in range(rest)]
-
-
-# --- asking the policy
-
-
-def ask(
-    policy: Policy,
-    state: State,
-    rows: Sequence[int],
-    steps: Sequence[int] | None = None,
-    *,
-    number: int | None = None,
-) -> list[Draft]:
-    """Drafts for the samples `rows`, from the estimate of the last executed step (if there is one).
-
-    Each draft has its own seed, a function of the sample's seed and the step, or of the seed that `Streams`
-    has for it. `steps` says at which steps the drafts will be used (None: now), `number` which draft of its
-    sample each is, counted from 0 (None: the next). A draft longer than the text encoder reads is refused.
-    """
-    denoiser = state.run.denoiser
-    estimates: Sequence[Tensor | None] = [None] * len(rows)
-    if state.transition is not None:
-        with torch.no_grad():
-            clean = state.transition.clean[torch.tensor(rows, device=state.x.device)]
-            images = denoiser.decode(clean, size=policy.image_size).float().cpu()
-        estimates = [image.clone() for image in images]
-    when = [_place(state)] * len(rows) if steps is None else steps
-    drawn = [state.step] * len(rows) if steps is None else steps
-    total, limit = len(state.run.levels) - 1, denoiser.text_limit
-    requests = [
-        Request(state.queries[i], state.prompts[i], estimate, step / total)
-        for i, estimate, step in zip(rows, estimates, when, strict=True)
-    ]
-    seeds = [draft_seed(state, i, step, number) for i, step in zip(rows, drawn, strict=True)]
-    drafts = policy.write(requests, seeds)
-    if len(drafts) != len(requests):
-        raise ValueError(f"the policy answered {len(requests)} requests with {len(drafts)} drafts; one each")
-    too_long = [draft.kept is None and denoiser.count_tokens(draft.text) > limit for draft in drafts]
-    return [draft.refuse("overlong") if long else draft for draft, long in zip(drafts, too_long, strict=True)]
-
-
-def draft_seed(state: State, i: int, step: int, number: int | None) -> int:
-    """The seed of the next draft of sample i (or of its `number`), used at `step`; perhaps `LIKELIEST`."""
-    streams = state.memory.get(DRAFTS)
-    if streams is not None:
-        count = len(state.memory["drafts"][i]) if number is None else number
-        if count >= streams.shape[1]:
-            raise ValueError(f"Streams has seeds for {streams.shape[1]} drafts; there are more refinements")
-        if streams[i, count] == LIKELIEST:
-            return LIKELIEST
-        state = replace(state, seeds=streams[:, count])
-    return replace(state, step=step).generator(i, "draft").initial_seed()
 
 
 def _with_drafts(state: State) -> State:

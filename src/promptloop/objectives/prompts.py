@@ -7,7 +7,6 @@ why.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -24,6 +23,7 @@ from promptloop.policies.first import First
 from promptloop.policies.mllm import Mllm
 from promptloop.rewards.contract import Reward
 from promptloop.rollout import Geometry, Rollout, rollout
+from promptloop.timing import Stopwatch
 
 Sum = Callable[[Tensor], Tensor]  # over all processes
 
@@ -152,14 +152,14 @@ class PromptGRPO(Objective):
             [sum(len(d.tokens) for d, _ in pairs), len(pairs)], device=self.policy.network.device
         )
         tokens, rows = (int(n) for n in self.total(count))
-        began = time.perf_counter()
-        parts = []
-        for k in range(0, len(pairs), self.micro_batch):
-            some = pairs[k : k + self.micro_batch]
-            drafts = tuple(draft for draft, _ in some)
-            part = Portion(drafts, torch.stack([a for _, a in some]), tokens, rows, self._old(drafts))
-            parts.append(part)
-        seconds = {**made.seconds, "old log-probs": time.perf_counter() - began}
+        parts, watch = [], Stopwatch()
+        with watch("old log-probs"):
+            for k in range(0, len(pairs), self.micro_batch):
+                some = pairs[k : k + self.micro_batch]
+                drafts = tuple(draft for draft, _ in some)
+                gains = torch.stack([a for _, a in some])
+                parts.append(Portion(drafts, gains, tokens, rows, self._old(drafts)))
+        seconds = {**made.seconds, **watch.seconds}
         metrics = described(made, telling, self.geometry.group)
         return Batch(tuple(parts), metrics | {"queries_cut": self._cut(asked)}, seconds, made)
 

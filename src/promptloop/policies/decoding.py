@@ -167,14 +167,15 @@ def decode(
     network: Any,
     read: Prefilled,
     *,
-    log_softmax: Callable[[Tensor], Tensor],
+    log_softmax: Callable[[Tensor, int], Tensor],
     uniforms: Tensor | None,
     stop: Tensor,
     limit: int,
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Tokens and log-probs of each row, up to and including its stop token, at most `limit` of them.
 
-    `uniforms` [B, limit] are the rows' own random numbers; None decodes greedily.
+    `log_softmax` takes the logits [B, V] and the place of the token. `uniforms` [B, limit] are the rows' own
+    random numbers; None decodes greedily.
     """
     tokens: list[Tensor] = []
     scores: list[Tensor] = []
@@ -182,7 +183,7 @@ def decode(
     ended = torch.zeros(len(logits), dtype=torch.bool, device=logits.device)
     lengths = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
     while True:
-        log_probs = log_softmax(logits)
+        log_probs = log_softmax(logits, len(tokens))
         token = log_probs.argmax(-1) if uniforms is None else draw(log_probs, uniforms[:, len(tokens)])
         tokens.append(token)
         scores.append(log_probs.gather(1, token[:, None])[:, 0])

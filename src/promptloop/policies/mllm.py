@@ -34,7 +34,8 @@ class Mllm(Policy):
     Drafts are drawn from softmax(logits / temperature) over all tokens but the special ones (an end token is
     allowed); no top-k, no top-p. `log_probs` are of that distribution, at generation and in `log_prob` alike.
     `temperature=0` takes the likeliest token, with log-probs at temperature 1. An answer that has not ended
-    after `max_new_tokens` is refused as overlong. `reuse` reads shared parts of the prompts once.
+    after `max_new_tokens` is refused as overlong. `reuse` reads shared parts of the prompts once. With
+    `fixed_length` every draft has `max_new_tokens` tokens, the last an end token: for comparable timings.
     """
 
     network: Any
@@ -43,6 +44,7 @@ class Mllm(Policy):
     max_new_tokens: int = 48
     image_size: int | None = None
     reuse: bool = True
+    fixed_length: bool = False
 
     def __post_init__(self) -> None:
         if self.temperature < 0:
@@ -126,10 +128,11 @@ class Mllm(Policy):
         inputs = self._encode(list(distinct.values()))
         begun = prefill(self.network, inputs, image_token=self._image_token, reuse=self.reuse)
         begun = begun.take([place[key] for key in keys])
+        forbidden = self._forbidden(begun.logits)
         tokens, log_probs = decode(
             self.network,
             begun,
-            log_softmax=functools.partial(self._log_softmax, forbidden=self._forbidden(begun.logits)),
+            log_softmax=lambda logits, k: self._log_softmax(logits, forbidden[min(k, len(forbidden) - 1)]),
             uniforms=self._uniforms(seeds).to(self._device) if self.temperature else None,
             stop=torch.tensor(sorted(self._ends), device=self._device),
             limit=self.max_new_tokens,
@@ -172,7 +175,7 @@ class Mllm(Policy):
             logits_to_keep=width + 1,
             **whole.extras,
         ).logits[:, -width - 1 : -1]
-        return self._log_softmax(logits, self._forbidden(logits)).gather(2, tokens[..., None])[..., 0]
+        return self._log_softmax(logits, self._forbidden(logits)[:width]).gather(2, tokens[..., None])[..., 0]
 
     # --- from requests to tensors and back
 
@@ -220,10 +223,15 @@ class Mllm(Policy):
         return logits.masked_fill(forbidden, -torch.inf).log_softmax(-1)
 
     def _forbidden(self, logits: Tensor) -> Tensor:
-        """Bool [V]: special tokens that do not end an answer, and rows of the head that no token has."""
+        """Bool [1, V]: special tokens that do not end an answer, and rows of the head that no token has; with
+        `fixed_length` [max_new_tokens, V]: also an end anywhere but last, and last anything else.
+        """
         rows = logits.shape[-1]
-        forbidden = torch.arange(rows) >= len(self.processor.tokenizer)
-        forbidden[[i for i in self._control if i not in self._ends and i < rows]] = True
+        forbidden = (torch.arange(rows) >= len(self.processor.tokenizer))[None]
+        forbidden[:, [i for i in self._control if i not in self._ends and i < rows]] = True
+        if self.fixed_length:
+            ends = torch.isin(torch.arange(rows), torch.tensor(sorted(self._ends)))
+            forbidden = torch.cat([(forbidden | ends).expand(self.max_new_tokens - 1, rows), ~ends[None]])
         return forbidden.to(logits.device)
 
     def _uniforms(self, seeds: Sequence[int]) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import Any, Literal, final
 
 import numpy as np
 import torch
@@ -58,6 +58,7 @@ def generate(
     refinements: int = 5,
     window: tuple[float, float] | None = None,
     open_loop: bool = False,
+    delay: int = 0,
     steps: int | None = None,
     guidance: float | None = None,
     negative: str = "",
@@ -86,7 +87,7 @@ def generate(
         steps = its.steps if steps is None else steps
         guidance = its.guidance if guidance is None else guidance
     job = Job(queries, named(backbone), named(policy), refinements, window, open_loop, steps, guidance,
-              negative, temperature, seed, n, compare, device, dtype, max_batch)  # fmt: skip
+              negative, temperature, seed, n, compare, device, dtype, max_batch, delay)  # fmt: skip
     folder = None if out is None else check(Path(out), overwrite)
     watch, tell = Stopwatch(), progress or silent
     with watch("load"):
@@ -128,7 +129,8 @@ def run(job: Job, backbone: Part, policy: Part | None, watch: Stopwatch, tell: P
     looped: list[Control] = []
     if policy is not None:
         timed = TimedPolicy(policy.value, watch)
-        looped = [PromptLoop(timed, job.refinements, job.window, loop="open" if job.open_loop else "closed")]
+        kind: Literal["open", "closed"] = "open" if job.open_loop else "closed"
+        looped = [PromptLoop(timed, job.refinements, job.window, loop=kind, delay=job.delay)]
     phase = "refining" if looped else "sampling"
     pictures = shoot(job, backbone.value, looped, steps, watch, tell, phase)
     bases: Sequence[Picture | None] = [None] * len(pictures)

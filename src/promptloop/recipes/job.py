@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, final
 
-from promptloop.controls.prompt import even_steps
+from promptloop.controls.plan import check_delay, even_steps
 
 KINDS: dict[str, Any] = {
     "tuple": list,
@@ -46,6 +46,7 @@ class Job:
     device: str = "auto"
     dtype: str = "float32"
     max_batch: int = 16
+    delay: int = 0
 
     def __post_init__(self) -> None:
         if not self.queries:
@@ -62,6 +63,7 @@ class Job:
             raise ValueError(
                 f"window is {self.window}; give two parts of the trajectory in order, as 0.1 0.6"
             )
+        check_delay(self.delay, "open" if self.open_loop else "closed")
         self.refined_steps  # noqa: B018  (they must fit)
         for name in ("guidance", "temperature"):
             if not 0 <= getattr(self, name) < math.inf:
@@ -84,7 +86,9 @@ class Job:
 
     def refined_of(self, steps: int) -> tuple[int, ...]:
         """The same in a loop of `steps` steps; a wrapped two-stage scheduler makes more than asked."""
-        return () if self.policy == "none" else tuple(even_steps(self.refinements, steps, self.window))
+        if self.policy == "none":
+            return ()
+        return tuple(even_steps(self.refinements, steps, self.window, self.delay))
 
     @property
     def samples(self) -> list[tuple[str, int]]:
@@ -97,6 +101,7 @@ class Job:
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> Job:
         """The job written down by `as_dict`; ValueError on settings that are missing or unknown."""
+        values = {"delay": 0, **values}  # not in the traces of earlier versions
         known = {field.name for field in fields(Job)}
         wrong = sorted(known ^ set(values))
         if wrong:

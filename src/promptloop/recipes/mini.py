@@ -65,6 +65,7 @@ class Mini:
     window: tuple[float, float] | None = None
     plan: Literal["even", "random"] = "random"
     loop: Literal["closed", "open"] = "closed"
+    delay: int = 0
     denoising_steps: int | None = None
     denoiser_dtype: Literal["float32", "bfloat16"] = "bfloat16"
     guidance: float | None = None
@@ -106,7 +107,7 @@ class Mini:
         assert self.window is not None and self.denoising_steps is not None and self.guidance is not None
         return Geometry(self.queries, self.group, self.refinements, self.window, self.plan, self.loop,
                         self.denoising_steps, self.guidance, self.noise, self.image_dropout,
-                        self.credit, self.first != "none", self.max_batch)  # fmt: skip
+                        self.credit, self.first != "none", self.max_batch, self.delay)  # fmt: skip
 
     def surrogate(self) -> Surrogate:
         return Surrogate(self.clip, self.clip_high, self.kl_weight, self.per, self.max_new_tokens)

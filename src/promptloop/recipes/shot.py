@@ -41,7 +41,7 @@ class Frame:
 @final
 @dataclass(frozen=True)
 class Note:
-    """One refinement: the prompt in force from `step` on, and how it came about.
+    """One refinement: the prompt written after `step` steps (in force then, or the job's delay later).
 
     `before` is the prompt until then, `kept` the reason why it stayed (None: the answer was used),
     `log_prob` the sum over the answer's `tokens` tokens.
