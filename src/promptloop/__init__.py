@@ -16,6 +16,7 @@ _NAMES = {
     "replay": "promptloop.recipes.replay:replay",
     "load": "promptloop.denoisers:load",
     "from_pipeline": "promptloop.denoisers:from_pipeline",
+    "attach": "promptloop.controls.attach:attach",
     "Control": "promptloop.sample:Control",
     "State": "promptloop.sample:State",
     "Transition": "promptloop.sample:Transition",
@@ -33,6 +34,7 @@ _NAMES = {
 
 __all__ = [
     "__version__",
+    "attach",
     "CFG",
     "Control",
     "from_pipeline",
@@ -53,6 +55,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from promptloop.controls.attach import attach
     from promptloop.controls.guidance import CFG
     from promptloop.controls.prompt import PromptLoop, Rewrite, Scheduled
     from promptloop.controls.record import Record
