@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import pytest
+import tiny
 import torch
 from diffusers import (
     DDIMScheduler,
@@ -16,13 +17,22 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 from diffusers.callbacks import SDCFGCutoffCallback
-from test_pipelines import FAMILIES, FLOW, assert_same
 from torch import Tensor
 
 from promptloop import CFG, PromptLoop, attach, from_pipeline
 from promptloop.policies import Draft, Identity, Policy, Request
 from promptloop.sample import sample
 
+FAMILIES: dict[str, Callable[[], Any]] = {
+    "sd1": tiny.sd,
+    "sd2-zero-snr": lambda: tiny.sd("v_prediction", rescale_betas_zero_snr=True, timestep_spacing="trailing"),
+    "sdxl": tiny.sdxl,
+    "sdxl-velocity": lambda: tiny.sdxl("v_prediction", zeros=False, statistics=True),
+    "sd3": tiny.sd3,
+    "sd3-without-t5": lambda: tiny.sd3(t5=0),
+    "sd3-dynamic-shift": lambda: tiny.sd3(sample=16, use_dynamic_shifting=True, shift=1.0),
+}
+FLOW: dict[str, Any] = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
 PROMPTS = ["a red circle", "two blue stars", ""]
 SEEDS = [3, 4, 5]
 STEPS = 5
@@ -89,7 +99,8 @@ def both(pipe: Any, mode: str, how: Literal["closed", "open"] = "closed") -> Non
     for mine, theirs in zip(seen.asked, said.asked, strict=True):
         assert (mine.query, mine.prompt) == (theirs.query, theirs.prompt)
         assert mine.estimate is theirs.estimate or (mine.estimate - theirs.estimate).abs().max() < 1e-4
-    assert_same(result.images, ours.images)
+    assert ours.images is not None and ours.images.std() > 0.05
+    assert (result.images - ours.images).abs().max() < 1e-4  # found: 8e-6
     for prompts in (
         PROMPTS,
         [row[0].text for row in result.drafts],
@@ -251,10 +262,13 @@ def test_the_users_own_callback_is_kept() -> None:
     assert torch.equal(loop("a dot", seeds=[2], **options).images, expected)
     assert asked == [(step, ["latents"]) for step in range(STEPS)] * 2
     read = pipe.encode_prompt("two stars", torch.device("cpu"), 1, False)[0]
-    expected = plain(pipe, prompt="a dot", guidance_scale=1.0, callback_on_step_end=lambda pipe, step, t, reached: (
-        halve(pipe, step, t, reached) | ({"prompt_embeds": read} if step == 1 else {})))  # fmt: skip
+
+    def both_change(pipe: Any, step: int, t: Any, reached: dict[str, Any]) -> dict[str, Any]:
+        return halve(pipe, step, t, reached) | ({"prompt_embeds": read} if step == 1 else {})
+
+    expected = plain(pipe, prompt="a dot", guidance_scale=1.0, callback_on_step_end=both_change)
     later = attach(pipe, Later(), refinements=2)("a dot", seeds=[2], guidance_scale=1.0, **options)
-    assert (later.images - expected).abs().max() < 1e-5  # what both change at one step is changed
+    assert (later.images - expected).abs().max() < 1e-5
     cutoff = SDCFGCutoffCallback(cutoff_step_ratio=None, cutoff_step_index=1)
     expected = plain(pipe, prompt="a dot", callback_on_step_end=cutoff)
     assert torch.equal(loop("a dot", seeds=[2], callback_on_step_end=cutoff, **CALL).images, expected)
