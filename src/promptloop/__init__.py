@@ -29,6 +29,7 @@ _NAMES = {
     "Rewrite": "promptloop.controls.prompt:Rewrite",
     "Scheduled": "promptloop.controls.prompt:Scheduled",
     "Mllm": "promptloop.policies.mllm:Mllm",
+    "Endpoint": "promptloop.policies.endpoint:Endpoint",
     "load_policy": "promptloop.recipes.parts:load_policy",
 }
 
@@ -37,6 +38,7 @@ __all__ = [
     "attach",
     "CFG",
     "Control",
+    "Endpoint",
     "from_pipeline",
     "generate",
     "Level",
@@ -60,6 +62,7 @@ if TYPE_CHECKING:
     from promptloop.controls.prompt import PromptLoop, Rewrite, Scheduled
     from promptloop.controls.record import Record
     from promptloop.denoisers import from_pipeline, load
+    from promptloop.policies.endpoint import Endpoint
     from promptloop.policies.mllm import Mllm
     from promptloop.recipes.generate import generate
     from promptloop.recipes.parts import load_policy
