@@ -16,6 +16,7 @@ _NAMES = {
     "replay": "promptloop.recipes.replay:replay",
     "load": "promptloop.denoisers:load",
     "from_pipeline": "promptloop.denoisers:from_pipeline",
+    "attach": "promptloop.controls.attach:attach",
     "Control": "promptloop.sample:Control",
     "State": "promptloop.sample:State",
     "Transition": "promptloop.sample:Transition",
@@ -28,13 +29,16 @@ _NAMES = {
     "Rewrite": "promptloop.controls.prompt:Rewrite",
     "Scheduled": "promptloop.controls.prompt:Scheduled",
     "Mllm": "promptloop.policies.mllm:Mllm",
+    "Endpoint": "promptloop.policies.endpoint:Endpoint",
     "load_policy": "promptloop.recipes.parts:load_policy",
 }
 
 __all__ = [
     "__version__",
+    "attach",
     "CFG",
     "Control",
+    "Endpoint",
     "from_pipeline",
     "generate",
     "Level",
@@ -53,10 +57,12 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from promptloop.controls.attach import attach
     from promptloop.controls.guidance import CFG
     from promptloop.controls.prompt import PromptLoop, Rewrite, Scheduled
     from promptloop.controls.record import Record
     from promptloop.denoisers import from_pipeline, load
+    from promptloop.policies.endpoint import Endpoint
     from promptloop.policies.mllm import Mllm
     from promptloop.recipes.generate import generate
     from promptloop.recipes.parts import load_policy

@@ -32,7 +32,8 @@ Backbone = Annotated[
 WritesPrompts = Annotated[
     str,
     typer.Option(
-        metavar="DIR|ID|none", help="mini-policy, mini-vlm, a chat model's folder or hub id, or none."
+        metavar="DIR|ID|URL#MODEL|none",
+        help="mini-policy, mini-vlm, a chat model's folder or hub id, a server's address#model, or none.",
     ),
 ]
 Refinements = Annotated[
@@ -123,6 +124,8 @@ def replay(
         again = run(trace, out=out, overwrite=overwrite, progress=tell)
     for name, (then, now) in again.changed.items():
         echo(f"changed since: {name} was {then}, is {now}")
+    if again.served:
+        echo("the drafts are the trace's own: the server that wrote them was not asked again")
     count = sum(len(shot.files()) for shot in again.made.shots)
     if again.different:
         echo(f"{again.different[0]} differs ({len(again.different)} of {count} images do)", err=True)

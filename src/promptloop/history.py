@@ -12,7 +12,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from promptloop.schedules import is_flow
+from promptloop.schedules import Level, is_flow
 
 
 @final
@@ -42,21 +42,15 @@ class History:
 
     def _output(self, state: Any, clean: Tensor) -> Tensor:
         """The clean estimate in the scheduler's own parameterisation."""
-        alpha, sigma = state.level.alpha, state.level.sigma
-        kind = self.scheduler.config.get("prediction_type", "epsilon")
+        alpha, sigma, kind = state.level.alpha, state.level.sigma, parameterisation(self.scheduler)
         if kind == "sample":
             return clean
         noise = (state.x - alpha * clean) / sigma
-        if kind == "flow_prediction" or is_flow(self.scheduler):
+        if kind == "flow_prediction":
             return noise - clean
         if kind == "v_prediction":
             return (alpha * noise - sigma * clean) / math.hypot(alpha, sigma)
-        if kind == "epsilon":
-            return noise
-        raise ValueError(
-            f"prediction_type {kind!r} of {type(self.scheduler).__name__} is not known; "
-            "use epsilon, sample, v_prediction or flow_prediction"
-        )
+        return noise
 
     def fork(self) -> History:
         """A copy that can be advanced without changing this one."""
@@ -87,6 +81,37 @@ class History:
         for name, value in vars(self.scheduler).items():
             vars(scheduler)[name] = rebuilt([value, *(vars(other.scheduler)[name] for other in rest)])
         return History(scheduler, self.index, shape)
+
+
+def parameterisation(scheduler: Any) -> str:
+    """What `scheduler.step` is given: epsilon, sample, v_prediction or flow_prediction."""
+    kind = str(scheduler.config.get("prediction_type", "epsilon"))
+    if kind != "sample" and is_flow(scheduler):
+        return "flow_prediction"
+    if kind not in ("epsilon", "sample", "v_prediction", "flow_prediction"):
+        raise ValueError(
+            f"prediction_type {kind!r} of {type(scheduler).__name__} is not known; "
+            "use epsilon, sample, v_prediction or flow_prediction"
+        )
+    return kind
+
+
+def estimate(scheduler: Any, x: Tensor, level: Level, output: Tensor) -> Tensor:
+    """The clean estimate [B, ...] in what `scheduler.step(output, t, x)` is given at `level`, float32.
+
+    ValueError at pure noise where the output is noise: there is no estimate in it.
+    """
+    x, output, kind = x.float(), output.float(), parameterisation(scheduler)
+    alpha, sigma = level.alpha, level.sigma
+    if kind == "sample":
+        return output
+    if kind == "flow_prediction":
+        return (x - sigma * output) / (alpha + sigma)
+    if kind == "v_prediction":
+        return (alpha * x - sigma * math.hypot(alpha, sigma) * output) / (alpha**2 + sigma**2)
+    if alpha == 0:
+        raise ValueError(f"{level} is pure noise; a network that predicts noise has no estimate there")
+    return (x - sigma * output) / alpha
 
 
 @functools.cache

@@ -120,9 +120,13 @@ def from_scheduler(scheduler: Any, steps: int | None = None, **options: Any) -> 
     Two-evaluation schedulers (Heun, PNDM's start) visit a level twice; so does the list.
     FlowMatch*: alpha = 1 - sigma. Euler and other k-style: alpha = 1. The others: variance preserving.
     """
-    timed = with_timesteps(scheduler, steps, options)
+    return visited(with_timesteps(scheduler, steps, options), steps)
+
+
+def visited(timed: Any, steps: int | None = None) -> list[Level]:
+    """The levels of a diffusers scheduler whose timesteps are set, as they are; see `from_scheduler`."""
     times = [float(t) for t in timed.timesteps]
-    name, sigmas = type(scheduler).__name__, vars(timed).get("sigmas")
+    name, sigmas = type(timed).__name__, vars(timed).get("sigmas")
     if sigmas is None and "alphas_cumprod" in vars(timed) and len(times) <= (steps or len(times)) + 1:
         return _from_signal(timed, times)
     if sigmas is None or len(sigmas) != len(times) + 1 or name.startswith("EDM"):

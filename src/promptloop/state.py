@@ -99,7 +99,7 @@ class State:
         memory["<purpose> seeds"] [B], where it is there, stands for the seeds (controls.Streams).
         """
         seeds = self.memory.get(f"{purpose} seeds", self.seeds)
-        return torch.Generator("cpu").manual_seed(_hash(int(seeds[i]), self.step, purpose))
+        return torch.Generator("cpu").manual_seed(seed_of(int(seeds[i]), self.step, purpose))
 
     def noise(self, purpose: str) -> Tensor:
         """Unit noise in x's shape, row i from generator(i, purpose)."""
@@ -115,7 +115,7 @@ class State:
             seed, copy = known[i], 0
             while i in used and seed in taken:
                 copy += 1
-                seed = _hash(known[i], self.step, f"copy {copy}")
+                seed = seed_of(known[i], self.step, f"copy {copy}")
             used.add(i)
             taken.add(seed)
             result.append(seed)
@@ -212,7 +212,7 @@ def as_texts(name: str, texts: Sequence[str], size: int | None) -> tuple[str, ..
     return tuple(texts)
 
 
-def _hash(seed: int, step: int, purpose: str) -> int:
-    """A stable 63-bit seed."""
+def seed_of(seed: int, step: int, purpose: str) -> int:
+    """The seed for one purpose of one sample at one step: a stable number of 63 bits."""
     digest = hashlib.blake2b(f"{seed}/{step}/{purpose}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1

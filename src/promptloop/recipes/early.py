@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from promptloop.names import HUB_ID
+from promptloop.policies.endpoint import is_server
 from promptloop.processes import Processes
 from promptloop.recipes import parts, runs
 from promptloop.recipes.tracking import check as check_tracker
@@ -38,6 +39,9 @@ def judges(settings: Mini) -> tuple[Reward, Reward | None]:
     if parts.DOTTED.fullmatch(settings.policy):
         raise ValueError(f"policy {settings.policy!r} is Python, whose weights this recipe does not know; "
                          "give mini-vlm, a chat model's folder or hub id, or a run's folder")  # fmt: skip
+    if is_server(settings.policy) or is_server(settings.first):
+        raise ValueError("a server's weights are not here, so they cannot be trained; give mini-vlm, a chat "
+                         "model's folder or hub id, or a run's folder")  # fmt: skip
     where = Path(parts.locate(settings.policy, "policy")[0])
     if parts.lora_base(where) is not None:
         its_own_lora(settings)

@@ -175,7 +175,7 @@ def settings(trace: dict[str, Any]) -> str:
     job = {key: value for key, value in trace["job"].items() if key != "queries"}
     loaded = {role: trace[role] for role in ("backbone", "policy") if trace[role]}
     weights = {
-        role: f"{part['class']}, {part['sha256'] or 'made by Python'}" for role, part in loaded.items()
+        role: f"{part['class']}, {part['sha256'] or 'not from files here'}" for role, part in loaded.items()
     }
     weights["solver"] = trace["backbone"]["solver"]
     left = f"<h3>Settings</h3>{rows_of(job)}"

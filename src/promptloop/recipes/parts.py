@@ -18,6 +18,7 @@ from promptloop.denoisers import load as load_denoiser
 from promptloop.denoisers.denoiser import Denoiser
 from promptloop.names import HUB_ID, LORA_CONFIG, nearest
 from promptloop.policies.contract import Policy
+from promptloop.policies.endpoint import Endpoint, is_server
 from promptloop.policies.first import First
 from promptloop.recipes import runs
 from promptloop.world import BACKBONES, weights
@@ -73,16 +74,17 @@ def backbone(name: str, device: torch.device, dtype: torch.dtype) -> Part:
 def policy(name: str, device: torch.device, dtype: torch.dtype, temperature: float) -> Part:
     """The policy `name` stands for; ValueError saying what was tried."""
     loaded = load_policy(name, temperature=temperature, device=device, dtype=dtype)
-    if DOTTED.fullmatch(name):
+    if DOTTED.fullmatch(name) or is_server(name):
         return Part(name, loaded)
     return part(name, "policy", loaded, *locate(name, "policy"))
 
 
 def load_policy(name: str, *, temperature: float = 0.0, **settings: Any) -> Policy:
-    """The policy that `--policy NAME` stands for: an embedded name, a run, a folder, a hub id, "module:name".
+    """The policy that `--policy NAME` stands for: an embedded name, a run, a folder, a hub id, "module:name",
+    or the model of a server, "http://HOST:PORT/v1#MODEL".
 
     Drafts are the likeliest unless a `temperature` is given. `settings` are `Mllm.load`'s (device, dtype,
-    max_new_tokens, image_size). ValueError naming the nearest name or saying what was tried.
+    max_new_tokens, image_size) or `Endpoint`'s. ValueError naming the nearest name or saying what was tried.
     """
     if DOTTED.fullmatch(name):
         made: Policy = made_by(name, Policy, "policy")
@@ -93,13 +95,18 @@ def load_policy(name: str, *, temperature: float = 0.0, **settings: Any) -> Poli
 
 
 def chat_policy(where: str, **settings: Any) -> Policy:
-    """The chat model at `where` (folder or hub id), and who writes the first draft, if another does."""
+    """The chat model at `where` (folder, hub id, server), and who writes the first draft, if another does."""
+    if is_server(where):  # device and precision are the server's affair
+        told = {name: value for name, value in settings.items() if name not in ("device", "dtype")}
+        return Endpoint.named(where, **told)
     later, first = chat_model(where, **settings), Path(lora_here(where)) / runs.FIRST
     return First(chat_model(str(first), **settings), later) if first.is_dir() else later
 
 
 def chat_model(where: str, **settings: Any) -> Mllm:
     """The chat model at `where` alone; a LoRA's folder brings the weights it belongs to."""
+    if is_server(where):
+        raise ValueError(f"policy {where} is a server, whose weights are not here; give a folder or a hub id")
     from promptloop.policies.mllm import Mllm
 
     where = lora_here(where)
@@ -183,12 +190,17 @@ def digest(where: str, role: str) -> str:
 def locate(name: str, role: str) -> tuple[str, bool]:
     """The folder or hub id, and whether it is an embedded model; ValueError with the nearest name.
 
-    "none" and "package.module:name" are returned as they are.
+    "none", "package.module:name" and a server's address are returned as they are.
     """
     names = NAMES[role]
     if not name.strip():
         raise ValueError(f"the {role}'s name is empty; embedded: {', '.join(names)}")
     if (name == "none" and name in names) or DOTTED.fullmatch(name):
+        return name, False
+    if is_server(name):
+        if role != "policy":
+            raise ValueError(f"a server writes prompts: it can be the policy, but not the {role}")
+        Endpoint.named(name)
         return name, False
     if name in names:
         return str(weights(name)), True

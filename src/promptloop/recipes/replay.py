@@ -8,12 +8,15 @@ from typing import Any, final
 
 import torch
 
+from promptloop.policies.contract import Policy
+from promptloop.policies.endpoint import is_server
 from promptloop.recipes import trace as traces
 from promptloop.recipes.folder import check
 from promptloop.recipes.generate import Generated, load, run, written
 from promptloop.recipes.job import Job
 from promptloop.recipes.parts import Part
 from promptloop.recipes.progress import Progress, silent
+from promptloop.recipes.retold import Retold
 from promptloop.timing import Stopwatch
 
 ROLES = ("backbone", "policy")
@@ -25,13 +28,15 @@ class Replayed:
     """`different` names the images whose pixels differ, in order (empty: all the same); `retold` those of
     which the trace tells other drafts or another score.
 
-    `changed` says what of the environment is not what it was, as name -> (then, now).
+    `changed` says what of the environment is not what it was, as name -> (then, now). `served`: the policy
+    was a server, which was not asked again (nobody can promise its answers); the drafts are the trace's.
     """
 
     made: Generated
     different: tuple[str, ...]
     retold: tuple[str, ...]
     changed: dict[str, tuple[Any, Any]]
+    served: bool = False
 
     @property
     def same(self) -> bool:
@@ -55,6 +60,8 @@ def replay(
         job, digests, environment = Job.from_dict(then["job"]), digests_of(then), dict(then["environment"])
         threads, weights = int(environment["threads"]), {role: then[role] for role in ROLES}
         check_samples(then, job)
+        served = is_server(job.policy)
+        policy: str | Policy = Retold(then) if served else job.policy
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise ValueError(f"{path} is not a whole trace: {type(error).__name__} at {error}") from error
     for role in ROLES:
@@ -69,7 +76,7 @@ def replay(
     torch.set_num_threads(threads)
     try:
         with watch("load"):
-            loaded = load(job, job.backbone, job.policy, tell)
+            loaded = load(job, job.backbone, policy, tell)
         for role, found in zip(ROLES, loaded, strict=True):
             check_weights(role, found, weights[role])
         made = run(job, *loaded, watch, tell)
@@ -90,7 +97,7 @@ def replay(
     )
     there = made.trace["environment"]
     changed = {key: (value, there.get(key)) for key, value in environment.items() if there.get(key) != value}
-    return Replayed(made, different, retold, changed)
+    return Replayed(made, different, retold, changed, served)
 
 
 def check_samples(trace: dict[str, Any], job: Job) -> None:
