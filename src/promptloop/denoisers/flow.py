@@ -12,6 +12,7 @@ from abc import abstractmethod
 from inspect import signature
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -29,7 +30,6 @@ class FlowDenoiser(LatentDenoiser):
 
     patch: int = 2  # side of the squares of latents that are one token
     longest_shift = 1.15  # max_shift where the scheduler does not say
-    hands_sigmas = True  # whether the pipeline hands the scheduler its own sigmas
 
     @abstractmethod
     def _velocity(self, fed: Tensor, t: Tensor, cond: Cond) -> Tensor:
@@ -43,6 +43,11 @@ class FlowDenoiser(LatentDenoiser):
         t = torch.full((len(x),), level.t, device=x.device)
         velocity = self._velocity(fed.to(dtype), t, cond)
         return fed - (level.sigma / scale) * velocity.float()
+
+    @property
+    def hands_sigmas(self) -> bool:
+        """Whether the pipeline hands the scheduler the sigmas to walk."""
+        return True
 
     @property
     def scheduler_options(self) -> dict[str, Any]:
@@ -66,9 +71,9 @@ class FlowDenoiser(LatentDenoiser):
         return super()._unscaled(x) + self.pipe.vae.config.shift_factor  # SD 1 and 2 have none
 
 
-def even_sigmas(steps: int) -> list[float]:
+def even_sigmas(steps: int) -> np.ndarray:
     """1, ..., 2/steps, 1/steps: what newer flow pipelines hand to their scheduler."""
-    return [1.0 - k * (1.0 - 1.0 / steps) / max(steps - 1, 1) for k in range(steps)]
+    return np.linspace(1.0, 1 / steps, steps)
 
 
 def packed(x: Tensor) -> Tensor:

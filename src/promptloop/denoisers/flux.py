@@ -32,7 +32,6 @@ class Flux(FlowDenoiser):
 
     def __init__(self, pipe: Any, **settings: Any) -> None:
         super().__init__(pipe, pipe.transformer, **settings)
-        self.hands_sigmas = not pipe.scheduler.config.get("use_flow_sigmas", False)
         longest = T5_LENGTH if self.embedded_guidance is not None else SCHNELL_T5_LENGTH
         self.t5_length = min(longest, pipe.tokenizer_2.model_max_length)
 
@@ -58,6 +57,11 @@ class Flux(FlowDenoiser):
             return_dict=False,
         )[0]
         return unpacked(tokens, height, width)
+
+    @property
+    def hands_sigmas(self) -> bool:
+        """Not to a scheduler that has flow sigmas of its own (UniPC, DPM-Solver)."""
+        return not self.scheduler.config.get("use_flow_sigmas", False)
 
     @property
     def latent_shape(self) -> tuple[int, ...]:

@@ -21,7 +21,6 @@ class SD3(FlowDenoiser):
     """
 
     longest_shift = 1.16  # this pipeline's own
-    hands_sigmas = False
 
     def __init__(self, pipe: Any, **settings: Any) -> None:
         self.patch = pipe.transformer.config.patch_size
@@ -39,6 +38,10 @@ class SD3(FlowDenoiser):
     def _velocity(self, fed: Tensor, t: Tensor, cond: Cond) -> Tensor:
         text, pooled = cond.fields["text"].to(fed.dtype), cond.fields["pooled"].to(fed.dtype)
         return self.network(fed, text, pooled, t, return_dict=False)[0]
+
+    @property
+    def hands_sigmas(self) -> bool:
+        return False
 
     @property
     def text_limit(self) -> int:
