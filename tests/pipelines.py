@@ -1,4 +1,4 @@
-"""Every family at tiny size, once as diffusers runs it and once as our loop does: what parity tests compare."""
+"""Every family at tiny size, as diffusers runs it and as our loop does: what parity tests compare."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ from transformers import (
 
 DYNAMIC = {"use_dynamic_shifting": True, "shift": 3.0, "base_shift": 0.5, "max_shift": 1.15}
 FLUX_LATENTS = {"use_quant_conv": False, "use_post_quant_conv": False}
-PIXELS = {"flux": 16, "qwen": 16, "z": 64}  # side of the tests' images; the other families' folders say it
+PIXELS = dict.fromkeys(("flux", "qwen", "z"), 64)  # side of the tests' images; others' folders say it
 
 
 def flux(dev: bool = True, t5: int = T5_LENGTH, *, seed: int = 0, layers: int = 1, heads: int = 4,
@@ -57,7 +57,7 @@ def flux(dev: bool = True, t5: int = T5_LENGTH, *, seed: int = 0, layers: int = 
     louder(transformer, "time_text_embed", 3.0)
     return FluxPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(**(DYNAMIC if dev else {"shift": 1.0}) | scheduler),
-        vae=autoencoder(16, scaling_factor=0.3611, shift_factor=0.1159, **FLUX_LATENTS),
+        vae=autoencoder(64, blocks=4, scaling_factor=0.3611, shift_factor=0.1159, **FLUX_LATENTS),
         text_encoder=CLIPTextModel(clip_config(text)).eval(),
         tokenizer=clip_tokenizer(),
         text_encoder_2=t5_encoder(joint),
@@ -68,7 +68,7 @@ def flux(dev: bool = True, t5: int = T5_LENGTH, *, seed: int = 0, layers: int = 
 
 def pixart(*, seed: int = 0, layers: int = 2, heads: int = 4, sample: int = 8, learned: bool = True,
            **scheduler: Any) -> PixArtSigmaPipeline:  # fmt: skip
-    """PixArt-Sigma classes, latents [4, sample, sample]; `learned`: a second half of channels for a variance."""
+    """PixArt-Sigma classes, latents [4, sample, sample]; `learned`: a second half of channels."""
     torch.manual_seed(seed)
     joint = 32
     transformer = PixArtTransformer2DModel(
@@ -163,9 +163,9 @@ def qwen_image(*, seed: int = 0, layers: int = 2, heads: int = 4, **scheduler: A
         vae=AutoencoderKLQwenImage(
             base_dim=8,
             z_dim=4,
-            dim_mult=[1, 2],
+            dim_mult=[1, 1, 1, 2],
             num_res_blocks=1,
-            temperal_downsample=[False],
+            temperal_downsample=[False, False, False],
             latents_mean=[0.1, -0.2, 0.3, 0.0],
             latents_std=[0.8, 1.1, 0.9, 1.3],
         ).eval(),
@@ -217,6 +217,10 @@ def call_options(pipe: Any, scale: float, negative: str | None, count: int) -> d
             side = PIXELS["z"]
             return {"guidance_scale": scale - 1, "negative_prompt": negatives, "height": side, "width": side}
         case "PixArtSigmaPipeline":
-            return {"guidance_scale": scale, "negative_prompt": negative or "", "use_resolution_binning": False}
+            return {
+                "guidance_scale": scale,
+                "negative_prompt": negative or "",
+                "use_resolution_binning": False,
+            }
         case _:
             return {"guidance_scale": scale, "negative_prompt": negatives}

@@ -42,7 +42,7 @@ def load(
     lora: a folder or .safetensors file in the diffusers or the peft layout, or a hub id; it stays a separate,
         switchable set of weights.
     size: side of the images in pixels; None is what the pipeline makes unless told otherwise.
-    embedded_guidance: the scale that a guidance-distilled network (FLUX.1 dev) is told; None is its usual one.
+    embedded_guidance: the scale that a guidance-distilled network (FLUX.1 dev) is told; None is its usual.
     ValueError: no such folder, no pipeline in it, an unsupported family, weights that are not safetensors, a
         lora that does not fit, a size or guidance that the family cannot have.
     """
@@ -60,9 +60,7 @@ def load(
     return family(pipe.to(device), size=size, embedded_guidance=embedded_guidance)
 
 
-def from_pipeline(
-    pipe: Any, *, size: int | None = None, embedded_guidance: float | None = None
-) -> Denoiser:
+def from_pipeline(pipe: Any, *, size: int | None = None, embedded_guidance: float | None = None) -> Denoiser:
     """The denoiser over an existing diffusers pipeline, used as it is: weights, device, LoRAs, scheduler.
 
     `size` and `embedded_guidance` are as in `load`.

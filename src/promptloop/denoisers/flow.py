@@ -1,9 +1,9 @@
-"""What flow-matching denoisers share: levels with alpha + sigma = 1, a velocity, and how far they are shifted.
+"""What flow-matching denoisers share: levels with alpha + sigma = 1, a velocity, and their shift.
 
 Latents stay [B, C, h, w] outside the network also where it reads a sequence of 2 x 2 patches (FLUX,
-Qwen-Image). Packing is a reshape, so every solver takes the same step either way; unpacked, the noise is drawn
-as diffusers draws it, and whatever looks at latents (a decoder, a control) finds the same picture in each
-family.
+Qwen-Image). Packing is a reshape, so every solver takes the same step either way; unpacked, the noise is
+drawn as diffusers draws it, and whatever looks at latents (a decoder, a control) finds the same picture in
+each family.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class FlowDenoiser(LatentDenoiser):
 
     @property
     def scheduler_options(self) -> dict[str, Any]:
-        """What its pipeline tells the scheduler, where that can be told: sigmas of equal steps, before the shift;
+        """What its pipeline tells the scheduler, where that can be told: sigmas in equal steps, not shifted;
         with dynamic shifting `mu`, linear in the number of image tokens (Esser et al. 2024, 5.3.2).
         """
         settings, takes = self.scheduler.config, signature(self.scheduler.set_timesteps).parameters

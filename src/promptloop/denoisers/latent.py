@@ -29,7 +29,12 @@ class LatentDenoiser(Denoiser):
     patch: int = 1  # side of the squares of latents that are one token
 
     def __init__(
-        self, pipe: Any, network: nn.Module, *, size: int | None = None, embedded_guidance: float | None = None
+        self,
+        pipe: Any,
+        network: nn.Module,
+        *,
+        size: int | None = None,
+        embedded_guidance: float | None = None,
     ) -> None:
         self.pipe = pipe
         self.network = network
@@ -40,7 +45,8 @@ class LatentDenoiser(Denoiser):
                 f"embedded_guidance is {embedded_guidance}, but this {type(pipe).__name__} is not distilled "
                 "on a guidance scale; use the control CFG(scale)"
             )
-        self.embedded_guidance = (embedded_guidance or self.usual_guidance) if told else None
+        scale = self.usual_guidance if embedded_guidance is None else embedded_guidance
+        self.embedded_guidance = scale if told else None
         unit = pipe.vae_scale_factor * self.patch
         if size is not None and (size < unit or size % unit):
             raise ValueError(f"size is {size}; {type(pipe).__name__} makes images of a multiple of {unit}")

@@ -17,9 +17,9 @@ T5_LENGTH = 300  # tokens the pipeline reads unless told otherwise
 class PixArtSigma(VPDenoiser):
     """A PixArtSigmaPipeline.
 
-    T5 reads 300 tokens as in the pipeline, fewer where its tokenizer's `model_max_length` says so. Prompts are
-    cleaned as the pipeline does it by default: lower case, and web text tidied where beautifulsoup4 and ftfy
-    are installed.
+    T5 reads 300 tokens as in the pipeline, fewer where its tokenizer's `model_max_length` says so. Prompts
+    are cleaned as the pipeline does it by default: lower case, and web text tidied where beautifulsoup4 and
+    ftfy are installed.
     """
 
     def __init__(self, pipe: Any, **settings: Any) -> None:

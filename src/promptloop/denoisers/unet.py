@@ -9,7 +9,7 @@ from promptloop.denoisers.vp import VPDenoiser
 
 
 class UNetDenoiser(VPDenoiser):
-    """A pipeline around a UNet that reads CLIP. ValueError for a UNet that wants a guidance scale as input."""
+    """A pipeline around a UNet that reads CLIP. ValueError for one that wants a guidance scale as input."""
 
     def __init__(self, pipe: Any, **settings: Any) -> None:
         super().__init__(pipe, pipe.unet, **settings)

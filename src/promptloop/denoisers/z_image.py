@@ -37,7 +37,7 @@ class ZImage(FlowDenoiser):
         return Cond({"text": pad([*texts], batch_first=True), "mask": pad(mask, batch_first=True)})
 
     def _velocity(self, fed: Tensor, t: Tensor, cond: Cond) -> Tensor:
-        """The network takes one image and one text of its own length at a time, and time from 0 (noise) to 1."""
+        """The network takes lists of images and of texts of any length, and time from 0 (noise) to 1."""
         lengths = cond.fields["mask"].sum(1).tolist()
         texts = [text[:n] for text, n in zip(cond.fields["text"].to(fed.dtype), lengths, strict=True)]
         images = [*fed.unsqueeze(2).unbind()]
