@@ -1,7 +1,14 @@
-"""Every family at tiny size, as diffusers runs it and as our loop does: what parity tests compare."""
+"""Every family at tiny size, as diffusers runs it and as our loop does: what parity tests compare.
+
+    OMP_NUM_THREADS=1 python tests/pipelines.py
+
+prints the largest difference between the two in any pixel (images in [0, 1], float32, five steps, seeds 3 to
+5, the pipeline's own scheduler): without guidance, with it, and with a negative prompt.
+"""
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -88,3 +95,16 @@ def assert_same(mine: torch.Tensor, expected: torch.Tensor) -> None:
     assert expected.std() > 0.05 and ((expected > 0) & (expected < 1)).float().mean() > 0.9
     assert (expected[0] - expected[1]).abs().max() > 0.05
     assert float((mine - expected).abs().max()) <= TOLERANCE
+
+
+def main() -> None:
+    for name, build in FAMILIES.items():
+        with tempfile.TemporaryDirectory() as root:
+            folder = tiny.saved(build(), Path(root) / name)
+            pipe, denoiser = reference(folder), loaded(folder)
+        apart = [float((ours(denoiser, mode) - theirs(pipe, mode)).abs().max()) for mode in MODES]
+        print(f"{name:18}", "  ".join(f"{mode} {value:.0e}" for mode, value in zip(MODES, apart, strict=True)))
+
+
+if __name__ == "__main__":
+    main()
