@@ -60,7 +60,8 @@ class QwenImage(FlowDenoiser):
     @property
     def latent_shape(self) -> tuple[int, ...]:
         """(channels, height, width): a token of the network is four latents."""
-        return (self.network.config.in_channels // 4, *self._side(self.pipe.default_sample_size))
+        channels: int = self.pipe.transformer.config.in_channels // 4
+        return (channels, *self._side(self.pipe.default_sample_size))
 
     def _unscaled(self, x: Tensor) -> Tensor:
         settings: Any = self.pipe.vae.config

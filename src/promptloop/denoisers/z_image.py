@@ -47,7 +47,8 @@ class ZImage(FlowDenoiser):
     @property
     def latent_shape(self) -> tuple[int, ...]:
         """(channels, height, width); the network itself knows no size."""
-        return (self.network.config.in_channels, *self._side(SIDE // self.pipe.vae_scale_factor))
+        channels: int = self.pipe.transformer.config.in_channels
+        return (channels, *self._side(SIDE // self.pipe.vae_scale_factor))
 
     @property
     def text_limit(self) -> int:
