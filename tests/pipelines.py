@@ -1,6 +1,6 @@
 """Every family at tiny size, as diffusers runs it and as our loop does: what parity tests compare.
 
-    OMP_NUM_THREADS=1 python tests/pipelines.py
+    OMP_NUM_THREADS=1 python tests/pipelines.py [family ...]
 
 prints the largest difference between the two in any pixel (images in [0, 1], float32, five steps, seeds 3 to
 5, the pipeline's own scheduler): without guidance, with it, and with a negative prompt.
@@ -8,6 +8,7 @@ prints the largest difference between the two in any pixel (images in [0, 1], fl
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -98,12 +99,13 @@ def assert_same(mine: torch.Tensor, expected: torch.Tensor) -> None:
 
 
 def main() -> None:
-    for name, build in FAMILIES.items():
+    for name, build in [(name, FAMILIES[name]) for name in sys.argv[1:] or FAMILIES]:
         with tempfile.TemporaryDirectory() as root:
             folder = tiny.saved(build(), Path(root) / name)
             pipe, denoiser = reference(folder), loaded(folder)
         apart = [float((ours(denoiser, mode) - theirs(pipe, mode)).abs().max()) for mode in MODES]
-        print(f"{name:18}", "  ".join(f"{mode} {value:.0e}" for mode, value in zip(MODES, apart, strict=True)))
+        said = [f"{mode} {value:.0e}" for mode, value in zip(MODES, apart, strict=True)]
+        print(f"{name:18}", *said, flush=True)
 
 
 if __name__ == "__main__":

@@ -168,7 +168,7 @@ def test_half_precision(folder: Path, denoiser: Any, monkeypatch: pytest.MonkeyP
     """Close to float32, and float32 outside of the network. Fails if the text keeps another dtype."""
     half = loaded(folder, dtype=torch.bfloat16)
     assert next(half.network.parameters()).dtype == torch.bfloat16
-    x, level = denoiser.noise([1, 2]), Level(0.6, 0.8, 500.0)  # a time that bfloat16 can tell, and a guidance:
+    x, level = denoiser.noise([1, 2]), Level(0.6, 0.8, 500.0)  # a time bfloat16 can tell, and a guidance:
     for side in (half, denoiser):
         monkeypatch.setattr(side, "embedded_guidance", side.embedded_guidance and 4.0)
     with torch.no_grad():
