@@ -24,9 +24,8 @@ def clip(size: str) -> Any:
     """The text encoders of openai/clip-vit-large-patch14 ("L") and laion/CLIP-ViT-bigG-14 ("G")."""
     settings = {"L": (768, 3072, 12, 12), "G": (1280, 5120, 32, 20)}[size]
     names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-    config = transformers.CLIPTextConfig(
-        **dict(zip(names, settings, strict=True)), projection_dim=settings[0]
-    )
+    named: dict[str, Any] = dict(zip(names, settings, strict=True))
+    config = transformers.CLIPTextConfig(**named, projection_dim=settings[0])
     return transformers.CLIPTextModelWithProjection(config)
 
 
