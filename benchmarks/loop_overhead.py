@@ -29,6 +29,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 import tiny
+import tiny_more
 
 from promptloop.controls.guidance import CFG
 from promptloop.denoisers import from_pipeline
@@ -44,13 +45,21 @@ CASES: dict[str, Callable[[], Any]] = {
     "sdxl real": lambda: tiny.sdxl(width=48, sample=16),
     "sd3 tiny": tiny.sd3,
     "sd3 real": lambda: tiny.sd3(layers=3, heads=12, sample=16),
+    "flux tiny": tiny_more.flux,
+    "flux real": lambda: tiny_more.flux(layers=2, heads=12),
+    "pixart tiny": tiny_more.pixart,
+    "pixart real": lambda: tiny_more.pixart(layers=4, heads=12, sample=16),
+    "z-image tiny": tiny_more.z_image,
+    "z-image real": lambda: tiny_more.z_image(layers=4, heads=12),
+    "qwen tiny": tiny_more.qwen_image,
+    "qwen real": lambda: tiny_more.qwen_image(layers=4, heads=12),
 }
 
 
 def theirs(pipe: Any, steps: int) -> torch.Tensor:
     generators = [torch.Generator().manual_seed(seed) for seed in SEEDS]
-    return pipe(PROMPTS, num_inference_steps=steps, guidance_scale=SCALE, generator=generators,
-                output_type="pt").images  # fmt: skip
+    told = tiny_more.call_options(pipe, SCALE, None, len(PROMPTS))
+    return pipe([*PROMPTS], num_inference_steps=steps, generator=generators, output_type="pt", **told).images
 
 
 def ours(denoiser: Any, steps: int) -> torch.Tensor:
@@ -81,7 +90,7 @@ def report(name: str, seconds: torch.Tensor, steps: int, difference: float) -> N
     ratios = seconds[:, 1] / seconds[:, 0]
     low, middle, high = torch.quantile(ratios[:, 1], torch.tensor([0.25, 0.5, 0.75])).tolist()
     theirs_ms, ours_ms = (1000 * seconds[:, :, 1].median(dim=0).values / steps).tolist()
-    print(f"{name:10} {theirs_ms:11.2f} {ours_ms:9.2f} {middle:10.3f} ({low:.3f}-{high:.3f})"
+    print(f"{name:12} {theirs_ms:11.2f} {ours_ms:9.2f} {middle:10.3f} ({low:.3f}-{high:.3f})"
           f" {ratios[:, 0].median():9.3f} {difference:12.1e}", flush=True)  # fmt: skip
 
 
@@ -94,7 +103,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="cases whose name contains this")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    print("case       pipeline ms  ours ms  ratio, processor time    ratio, clock   pixels apart")
+    print("case         pipeline ms  ours ms  ratio, processor time    ratio, clock   pixels apart")
     for name, build in CASES.items():
         if options.only not in name:
             continue
@@ -102,7 +111,8 @@ def main() -> None:
             pipe = type(build()).from_pretrained(tiny.saved(build(), folder))
         pipe.set_progress_bar_config(disable=True)
         first = partial(theirs, pipe, options.steps)
-        second = partial(ours, from_pipeline(pipe), options.steps)
+        size = tiny_more.PIXELS.get(name.split("-")[0].split()[0])
+        second = partial(ours, from_pipeline(pipe, size=size), options.steps)
         difference = float((first() - second()).abs().max())
         seconds = compare(first, first if options.same else second, options.repeats)
         report(name, seconds, options.steps, difference)

@@ -166,13 +166,13 @@ def louder(network: torch.nn.Module, name: str, factor: float) -> None:
                 value.mul_(factor)
 
 
-def autoencoder(size: int, **settings: Any) -> AutoencoderKL:
-    """4 latent channels, a factor of 2 between pixels and latents."""
+def autoencoder(size: int, blocks: int = 2, **settings: Any) -> AutoencoderKL:
+    """4 latent channels, a factor of 2 ** (blocks - 1) between pixels and latents."""
     return AutoencoderKL(
         sample_size=size,
-        block_out_channels=(8, 16),
-        down_block_types=("DownEncoderBlock2D", "DownEncoderBlock2D"),
-        up_block_types=("UpDecoderBlock2D", "UpDecoderBlock2D"),
+        block_out_channels=(*[8] * (blocks - 1), 16),
+        down_block_types=("DownEncoderBlock2D",) * blocks,
+        up_block_types=("UpDecoderBlock2D",) * blocks,
         latent_channels=4,
         norm_num_groups=4,
         **settings,

@@ -37,10 +37,11 @@ WritesPrompts = Annotated[
     ),
 ]
 Refinements = Annotated[
-    int,
+    int | None,
     typer.Option(
         metavar="N",
-        help="How often the prompt is written, first step included; at most once in each step of the window.",
+        help="How often the prompt is written, first step included; at most once in each step of the "
+        "window.  [default: 5, or once in each step where there are fewer]",
     ),
 ]
 Window = Annotated[
@@ -56,19 +57,20 @@ Delay = Annotated[
     int, typer.Option(metavar="N", help="Steps that are done with the old prompt while a new one is written.")
 ]
 Steps = Annotated[
-    int | None, typer.Option(metavar="N", help="Denoising steps.  [default: 20; 8 with an LCM scheduler]")
+    int | None, typer.Option(metavar="N", help="Denoising steps.  [default: the backbone's usual]")
 ]
 Guidance = Annotated[
     float | None,
-    typer.Option(
-        metavar="SCALE", help="Classifier-free; 1 is without.  [default: 5; 1 with an LCM scheduler]"
-    ),
+    typer.Option(metavar="SCALE", help="Classifier-free; 1 is without.  [default: the backbone's usual]"),
 ]
 Negative = Annotated[str, typer.Option(metavar="TEXT", help="Negative prompt.")]
 Temperature = Annotated[float, typer.Option(help="Of the policy's drafts; 0 takes the likeliest.")]
 Compare = Annotated[bool, typer.Option("--compare", help="Also sample the query alone, from the same noise.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16.")]
+Size = Annotated[
+    int, typer.Option(metavar="PIXELS", help="Side of the images.  [default: what the backbone is made for]")
+]
 MaxBatch = Annotated[int, typer.Option(metavar="N", help="Samples that run together.")]
 
 
@@ -80,7 +82,7 @@ def generate(
     out: Out,
     backbone: Backbone = "mini-turbo",
     policy: WritesPrompts = "mini-policy",
-    refinements: Refinements = 5,
+    refinements: Refinements = None,
     window: Window = None,
     open_loop: OpenLoop = False,
     delay: Delay = 0,
@@ -94,6 +96,7 @@ def generate(
     device: Device = "auto",
     dtype: Dtype = "float32",
     max_batch: MaxBatch = 16,
+    size: Size = 0,
     overwrite: Overwrite = False,
 ) -> None:
     """Make images of QUERY and show how each came about."""

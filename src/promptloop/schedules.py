@@ -144,8 +144,15 @@ def visited(timed: Any, steps: int | None = None) -> list[Level]:
 
 
 def with_timesteps(scheduler: Any, steps: int | None, options: Mapping[str, Any]) -> Any:
-    """A copy of a diffusers scheduler with its timesteps set (without steps where options give the grid)."""
+    """A copy of a diffusers scheduler with its timesteps set (without steps where options give the grid).
+
+    An option that is a function is what it gives for this number of steps.
+    """
     timed = copy.deepcopy(scheduler)
+    if any(map(callable, options.values())):
+        if steps is None:
+            raise ValueError("give steps, which these options are a function of")
+        options = {name: value(steps) if callable(value) else value for name, value in options.items()}
     if options.get("timesteps") is not None or options.get("sigmas") is not None:
         timed.set_timesteps(**options)
     elif steps is None:

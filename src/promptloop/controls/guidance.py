@@ -19,7 +19,8 @@ from promptloop.state import EMBEDDED, Control, State
 class CFG(Control):
     """Classifier-free guidance (Ho & Salimans 2022): negative + scale (prompt - negative), in one batch.
 
-    Combining clean estimates equals combining epsilons, v's or velocities, because the weights sum to 1.
+    Combining clean estimates equals combining epsilons, v's or velocities, because the weights sum to 1;
+    Qwen-Image alone combines them in another way (`Denoiser.guided`).
     scale = 1 is the plain denoiser, without the second evaluation. negative None is no prompt at all, which
     for some backbones (SDXL) is not the empty one.
     """
@@ -45,7 +46,8 @@ class CFG(Control):
 
         def guided(x: Tensor, level: Level, cond: Any) -> Tensor:
             without, within = denoise(torch.cat([x, x]), level, negative.join([cond])).chunk(2)
-            return without + self.scale * (within - without)
+            guided_by: Any = state.run.denoiser
+            return guided_by.guided(x, level, without, within, self.scale)
 
         return guided
 

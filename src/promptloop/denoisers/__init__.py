@@ -17,6 +17,10 @@ FAMILIES = {  # pipeline class, as named in model_index.json -> the denoiser tha
     "StableDiffusionPipeline": "promptloop.denoisers.sd:SD",
     "StableDiffusionXLPipeline": "promptloop.denoisers.sdxl:SDXL",
     "StableDiffusion3Pipeline": "promptloop.denoisers.sd3:SD3",
+    "FluxPipeline": "promptloop.denoisers.flux:Flux",
+    "PixArtSigmaPipeline": "promptloop.denoisers.pixart:PixArtSigma",
+    "QwenImagePipeline": "promptloop.denoisers.qwen_image:QwenImage",
+    "ZImagePipeline": "promptloop.denoisers.z_image:ZImage",
 }
 
 
@@ -26,6 +30,8 @@ def load(
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
     lora: str | Path | None = None,
+    size: int | None = None,
+    embedded_guidance: float | None = None,
 ) -> Denoiser:
     """The denoiser in a diffusers folder, on the Hugging Face hub where `path` is an "owner/name" id, or an
     embedded one by its name ("mini-unet").
@@ -35,8 +41,10 @@ def load(
 
     lora: a folder or .safetensors file in the diffusers or the peft layout, or a hub id; it stays a separate,
         switchable set of weights.
+    size: side of the images in pixels; None is what the pipeline makes unless told otherwise.
+    embedded_guidance: the scale that a guidance-distilled network (FLUX.1 dev) is told; None is its usual.
     ValueError: no such folder, no pipeline in it, an unsupported family, weights that are not safetensors, a
-        lora that does not fit.
+        lora that does not fit, a size or guidance that the family cannot have.
     """
     from promptloop.denoisers import folders
 
@@ -49,12 +57,15 @@ def load(
     for part in pipe.components.values():
         if isinstance(part, torch.nn.Module):
             part.requires_grad_(False).eval()
-    return family(pipe.to(device))
+    return family(pipe.to(device), size=size, embedded_guidance=embedded_guidance)
 
 
-def from_pipeline(pipe: Any) -> Denoiser:
-    """The denoiser over an existing diffusers pipeline, used as it is: weights, device, LoRAs, scheduler."""
-    return _family(type(pipe).__name__)(pipe)
+def from_pipeline(pipe: Any, *, size: int | None = None, embedded_guidance: float | None = None) -> Denoiser:
+    """The denoiser over an existing diffusers pipeline, used as it is: weights, device, LoRAs, scheduler.
+
+    `size` and `embedded_guidance` are as in `load`.
+    """
+    return _family(type(pipe).__name__)(pipe, size=size, embedded_guidance=embedded_guidance)
 
 
 def _family(name: str) -> Any:

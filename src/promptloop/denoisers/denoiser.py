@@ -42,6 +42,14 @@ class Denoiser(ABC):
         latents is fed x / sqrt(alpha^2 + sigma^2), so vp and karras levels both work.
         """
 
+    def guided(self, x: Tensor, level: Level, without: Tensor, within: Tensor, scale: float) -> Tensor:
+        """Classifier-free guidance on the estimates [B, ...] without and with the prompt, at latents `x`.
+
+        The weights sum to 1, so epsilons, v's or velocities would give the same. Families whose pipeline
+        combines them in another way override this.
+        """
+        return without + scale * (within - without)
+
     @abstractmethod
     def decode(self, x: Tensor, size: int | None = None) -> Tensor:
         """Clean latents to images [B, 3, H, W] in [0, 1], float32, resized to size x size, antialiased."""
@@ -61,8 +69,8 @@ class Denoiser(ABC):
         return None
 
     @property
-    def scheduler_options(self) -> dict[str, float]:
-        """What the scheduler's set_timesteps is given besides the number of steps."""
+    def scheduler_options(self) -> dict[str, Any]:
+        """What the scheduler's set_timesteps is given besides the number of steps, or a function of it."""
         return {}
 
     @property

@@ -20,11 +20,37 @@ class LatentDenoiser(Denoiser):
     """A diffusers text-to-image pipeline with an autoencoder. Its parts are used, not copied.
 
     pipe: the pipeline; its LoRAs, device and dtype are used as they are. Its safety checker is not run.
+    size: side of the images in pixels; None is the side that the pipeline makes unless told otherwise.
+    embedded_guidance: the scale that a guidance-distilled network is told (None: the family's usual one).
+        Others are told none, and ValueError where one is given.
     """
 
-    def __init__(self, pipe: Any, network: nn.Module) -> None:
+    usual_guidance: float | None = None  # what the pipeline tells a guidance-distilled network by default
+    patch: int = 1  # side of the squares of latents that are one token
+
+    def __init__(
+        self,
+        pipe: Any,
+        network: nn.Module,
+        *,
+        size: int | None = None,
+        embedded_guidance: float | None = None,
+    ) -> None:
         self.pipe = pipe
         self.network = network
+        settings: Any = network.config
+        told = settings.get("guidance_embeds", False)
+        if embedded_guidance is not None and not told:
+            raise ValueError(
+                f"embedded_guidance is {embedded_guidance}, but this {type(pipe).__name__} is not distilled "
+                "on a guidance scale; use the control CFG(scale)"
+            )
+        scale = self.usual_guidance if embedded_guidance is None else embedded_guidance
+        self.embedded_guidance = scale if told else None
+        unit = pipe.vae_scale_factor * self.patch
+        if size is not None and (size < unit or size % unit):
+            raise ValueError(f"size is {size}; {type(pipe).__name__} makes images of a multiple of {unit}")
+        self.size = size
 
     def embed(self, prompts: Sequence[str]) -> Cond:
         """By the pipeline's encoders; a warning names each prompt that none of them reads to its end."""
@@ -41,11 +67,16 @@ class LatentDenoiser(Denoiser):
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
-        """(channels, height, width) of one latent at the network's own resolution."""
+        """(channels, height, width) of one latent: `size`, or the network's own resolution."""
         settings: Any = self.network.config
-        size = settings.sample_size
-        height, width = (size, size) if isinstance(size, int) else size
-        return (settings.in_channels, height, width)
+        return (settings.in_channels, *self._side(settings.sample_size))
+
+    def _side(self, usual: int | Sequence[int]) -> tuple[int, int]:
+        """Height and width of a latent: of `size` where it was given, else `usual`."""
+        if self.size is not None:
+            usual = self.size // self.pipe.vae_scale_factor
+        height, width = (usual, usual) if isinstance(usual, int) else usual
+        return height, width
 
     @property
     def scheduler(self) -> Any:
@@ -58,11 +89,15 @@ class LatentDenoiser(Denoiser):
         size: resize to size x size with antialiasing, as policies want it; None keeps the decoder's size.
         """
         vae = self.pipe.vae
-        latents = self._unscaled(x).to(vae.dtype)
-        images = self.pipe.image_processor.denormalize(vae.decode(latents, return_dict=False)[0].float())
+        pixels = self._pixels(self._unscaled(x).to(vae.dtype)).float()
+        images = self.pipe.image_processor.denormalize(pixels)
         if size is None or images.shape[-2:] == (size, size):
             return images
         return F.interpolate(images, (size, size), mode="bilinear", antialias=True, align_corners=False)
+
+    def _pixels(self, latents: Tensor) -> Tensor:
+        """The autoencoder's images [B, 3, H, W] in [-1, 1]."""
+        return self.pipe.vae.decode(latents, return_dict=False)[0]
 
     def _unscaled(self, x: Tensor) -> Tensor:
         """From the network's latents to the autoencoder's."""

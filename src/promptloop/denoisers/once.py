@@ -36,6 +36,9 @@ class Once(Denoiser):
 
     # --- the rest is the denoiser's
 
+    def guided(self, x: Tensor, level: Level, without: Tensor, within: Tensor, scale: float) -> Tensor:
+        return self.denoiser.guided(x, level, without, within, scale)
+
     @property
     def network(self) -> nn.Module:  # type: ignore[override]
         return self.denoiser.network
@@ -62,7 +65,7 @@ class Once(Denoiser):
         return self.denoiser.scheduler
 
     @property
-    def scheduler_options(self) -> dict[str, float]:
+    def scheduler_options(self) -> dict[str, Any]:
         return self.denoiser.scheduler_options
 
     @property

@@ -4,27 +4,27 @@ from __future__ import annotations
 
 from typing import Any, final
 
-import torch
-from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import calculate_shift
 from torch import Tensor
 
 from promptloop.denoisers.cond import Cond
-from promptloop.denoisers.latent import LatentDenoiser, text_room, text_tokens
-from promptloop.schedules import Level
+from promptloop.denoisers.flow import FlowDenoiser
+from promptloop.denoisers.latent import text_room, text_tokens
 
 T5_LENGTH = 256  # tokens the pipeline reads (or fills with zeros where T5 is absent) unless told otherwise
 
 
 @final
-class SD3(LatentDenoiser):
+class SD3(FlowDenoiser):
     """A StableDiffusion3Pipeline, with or without its third text encoder (T5).
 
     T5 reads 256 tokens as in the pipeline, fewer where its tokenizer's `model_max_length` says so.
     """
 
-    def __init__(self, pipe: Any) -> None:
-        super().__init__(pipe, pipe.transformer)
-        self.patch: int = pipe.transformer.config.patch_size
+    longest_shift = 1.16  # this pipeline's own
+
+    def __init__(self, pipe: Any, **settings: Any) -> None:
+        self.patch = pipe.transformer.config.patch_size
+        super().__init__(pipe, pipe.transformer, **settings)
         third = pipe.tokenizer_3
         self.t5_length = T5_LENGTH if third is None else min(T5_LENGTH, third.model_max_length)
 
@@ -35,39 +35,13 @@ class SD3(LatentDenoiser):
             max_sequence_length=self.t5_length)  # fmt: skip
         return Cond({"text": text, "pooled": pooled})
 
-    def clean(self, x: Tensor, level: Level, cond: Cond) -> Tensor:
-        """Clean estimate [B, C, h, w], float32, from the velocity noise - clean.
-
-        The network knows flow levels (alpha + sigma = 1); others are rescaled to one by alpha + sigma.
-        """
-        scale = level.alpha + level.sigma
-        dtype = next(self.network.parameters()).dtype
-        fed = x / scale
-        t = torch.full((len(x),), level.t, device=x.device)
-        text, pooled = cond.fields["text"].to(dtype), cond.fields["pooled"].to(dtype)
-        velocity = self.network(fed.to(dtype), text, pooled, t, return_dict=False)[0]
-        return fed - (level.sigma / scale) * velocity.float()
+    def _velocity(self, fed: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        text, pooled = cond.fields["text"].to(fed.dtype), cond.fields["pooled"].to(fed.dtype)
+        return self.network(fed, text, pooled, t, return_dict=False)[0]
 
     @property
-    def scheduler_options(self) -> dict[str, float]:
-        """With dynamic shifting, `mu` for this number of image tokens (the pipeline's calculate_shift)."""
-        settings = self.scheduler.config
-        if not settings.get("use_dynamic_shifting", False):
-            return {}
-        _, height, width = self.latent_shape
-        tokens = (height // self.patch) * (width // self.patch)
-        return {
-            "mu": calculate_shift(
-                tokens,
-                settings.get("base_image_seq_len", 256),
-                settings.get("max_image_seq_len", 4096),
-                settings.get("base_shift", 0.5),
-                settings.get("max_shift", 1.16),
-            )
-        }
-
-    def _unscaled(self, x: Tensor) -> Tensor:
-        return super()._unscaled(x) + self.pipe.vae.config.shift_factor  # SD 1 and 2 have none
+    def hands_sigmas(self) -> bool:
+        return False
 
     @property
     def text_limit(self) -> int:

@@ -1,59 +1,22 @@
-"""What Stable Diffusion's UNets share: variance-preserving latents, and what the network predicts."""
+"""What Stable Diffusion's UNets share."""
 
 from __future__ import annotations
 
-import math
-from abc import abstractmethod
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from promptloop.denoisers.cond import Cond
-from promptloop.denoisers.latent import LatentDenoiser, text_room, text_tokens
-from promptloop.schedules import Level
-
-PREDICTIONS = ("epsilon", "v_prediction", "sample")
+from promptloop.denoisers.latent import text_room, text_tokens
+from promptloop.denoisers.vp import VPDenoiser
 
 
-class UNetDenoiser(LatentDenoiser):
-    """A pipeline around a UNet. What it predicts is the scheduler's `prediction_type`.
+class UNetDenoiser(VPDenoiser):
+    """A pipeline around a UNet that reads CLIP. ValueError for one that wants a guidance scale as input."""
 
-    ValueError for a prediction type not in `PREDICTIONS`, or a UNet that wants a guidance scale as input.
-    """
-
-    def __init__(self, pipe: Any) -> None:
-        super().__init__(pipe, pipe.unet)
-        self.prediction = kind = pipe.scheduler.config.get("prediction_type", "epsilon")
-        if kind not in PREDICTIONS:
-            raise ValueError(f"the scheduler's prediction_type is {kind!r}; known: {', '.join(PREDICTIONS)}")
+    def __init__(self, pipe: Any, **settings: Any) -> None:
+        super().__init__(pipe, pipe.unet, **settings)
         if pipe.unet.config.time_cond_proj_dim is not None:
             raise ValueError(
                 "this UNet wants a guidance scale as input (time_cond_proj_dim), which is not supported"
             )
-
-    @abstractmethod
-    def _predicted(self, fed: Tensor, t: Tensor, cond: Cond) -> Tensor:
-        """What the UNet says of latents [B, C, h, w] in its own dtype."""
-
-    def clean(self, x: Tensor, level: Level, cond: Cond) -> Tensor:
-        """Clean estimate [B, C, h, w], float32. ValueError at pure noise for a network that predicts noise.
-
-        v = alpha noise - sigma clean (Salimans and Ho 2022, appendix D) where alpha^2 + sigma^2 = 1.
-        """
-        scale = math.hypot(level.alpha, level.sigma)
-        dtype = next(self.network.parameters()).dtype
-        fed = x / scale
-        t = torch.full((len(x),), level.t, device=x.device)
-        told = Cond({name: value.to(dtype) for name, value in cond.fields.items()})
-        out = self._predicted(fed.to(dtype), t, told).float()
-        if self.prediction == "sample":
-            return out
-        if self.prediction == "v_prediction":
-            return (level.alpha * fed - level.sigma * out) / scale
-        if level.alpha == 0:
-            raise ValueError(f"{level} is pure noise; a network that predicts noise has no estimate there")
-        return (x - level.sigma * out) / level.alpha
 
     @property
     def text_limit(self) -> int:

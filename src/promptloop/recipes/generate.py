@@ -27,6 +27,8 @@ from promptloop.recipes.usual import usual
 from promptloop.sample import Control, Level, State, default_solver, sample
 from promptloop.timing import Stopwatch, TimedPolicy
 
+REFINEMENTS = 5  # unless told otherwise
+
 
 @final
 @dataclass(frozen=True, eq=False)
@@ -55,7 +57,7 @@ def generate(
     *,
     backbone: str | Denoiser = "mini-turbo",
     policy: str | Policy = "mini-policy",
-    refinements: int = 5,
+    refinements: int | None = None,
     window: tuple[float, float] | None = None,
     open_loop: bool = False,
     delay: int = 0,
@@ -69,6 +71,7 @@ def generate(
     device: str = "auto",
     dtype: str = "float32",
     max_batch: int = 16,
+    size: int = 0,
     out: str | Path | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
@@ -76,9 +79,9 @@ def generate(
     """`n` images of each query, with the prompt refined while they form.
 
     `Job` says what the settings mean. `backbone` and `policy` may also be objects, whose trace cannot be
-    replayed. `window`, `steps` and `guidance` None are the backbone's usual ones (`usual`). `out` is a new or
-    empty folder to write to (`overwrite` to reuse one). ValueError on bad values, before anything is loaded
-    where possible.
+    replayed. `window`, `steps` and `guidance` None are the backbone's usual ones (`usual`), `refinements`
+    None is five, or one for each step where there are fewer. `out` is a new or empty folder to write to
+    (`overwrite` to reuse one). ValueError on bad values, before anything is loaded where possible.
     """
     queries = (query,) if isinstance(query, str) else tuple(query)
     if window is None or steps is None or guidance is None:
@@ -86,8 +89,9 @@ def generate(
         window = its.window if window is None else window
         steps = its.steps if steps is None else steps
         guidance = its.guidance if guidance is None else guidance
+    refinements = min(REFINEMENTS, max(steps, 1)) if refinements is None else refinements
     job = Job(queries, named(backbone), named(policy), refinements, window, open_loop, steps, guidance,
-              negative, temperature, seed, n, compare, device, dtype, max_batch, delay)  # fmt: skip
+              negative, temperature, seed, n, compare, device, dtype, max_batch, delay, size)  # fmt: skip
     folder = None if out is None else check(Path(out), overwrite)
     watch, tell = Stopwatch(), progress or silent
     with watch("load"):
@@ -111,7 +115,11 @@ def load(
     for name, role in [(name, role) for name, role in names if isinstance(name, str)]:
         parts.locate(name, role)
     if isinstance(backbone, str):
-        first = parts.backbone(backbone, device, dtype)
+        first = parts.backbone(backbone, device, dtype, job.size)
+    elif job.size:
+        raise ValueError(
+            f"size is {job.size}, but the backbone is an object; give it to load or from_pipeline"
+        )
     else:
         first = Part(job.backbone, backbone)
     tell("loading", 1, 2)

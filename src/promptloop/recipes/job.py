@@ -26,8 +26,9 @@ class Job:
     """`n` samples of every query, seeded seed, seed + 1, ...; sample i of a query is the same for every n.
 
     `backbone` and `policy` are names of embedded models, folders, hub ids or "package.module:name"; policy
-    "none" samples the query alone. `compare` adds that for every sample, from the same noise. ValueError on
-    values that cannot run.
+    "none" samples the query alone. `compare` adds that for every sample, from the same noise. `size` is the
+    images' side in pixels, 0 what the backbone makes unless told otherwise. ValueError on values that cannot
+    run.
     """
 
     queries: tuple[str, ...]
@@ -47,6 +48,7 @@ class Job:
     dtype: str = "float32"
     max_batch: int = 16
     delay: int = 0
+    size: int = 0
 
     def __post_init__(self) -> None:
         if not self.queries:
@@ -56,7 +58,8 @@ class Job:
                 raise ValueError("the query is empty; say what the picture should show")
             if len(query) > LONGEST:
                 raise ValueError(f"a query has {len(query)} characters; give at most {LONGEST}")
-        for name, least in {"n": 1, "steps": 1, "refinements": 0, "max_batch": 1, "seed": 0}.items():
+        least_of = {"n": 1, "steps": 1, "refinements": 0, "max_batch": 1, "seed": 0, "size": 0}
+        for name, least in least_of.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
         if not 0 <= self.window[0] < self.window[1] <= 1:
@@ -101,7 +104,7 @@ class Job:
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> Job:
         """The job written down by `as_dict`; ValueError on settings that are missing or unknown."""
-        values = {"delay": 0, **values}  # not in the traces of earlier versions
+        values = {"delay": 0, "size": 0, **values}  # not in the traces of earlier versions
         known = {field.name for field in fields(Job)}
         wrong = sorted(known ^ set(values))
         if wrong:

@@ -58,16 +58,19 @@ def device_named(name: str) -> torch.device:
     return torch.device(name)
 
 
-def backbone(name: str, device: torch.device, dtype: torch.dtype) -> Part:
-    """The denoiser `name` stands for; ValueError saying what was tried."""
+def backbone(name: str, device: torch.device, dtype: torch.dtype, size: int = 0) -> Part:
+    """The denoiser `name` stands for, images of `size` (0: its own); ValueError saying what was tried."""
+    options: dict[str, Any] = {"dtype": dtype, "device": device, "size": size or None}
+    if DOTTED.fullmatch(name) and size:
+        raise ValueError(f"size is {size}, but backbone {name!r} is made by Python; set its size there")
     if DOTTED.fullmatch(name):
         return Part(name, made_by(name, Denoiser, "backbone"))
     where, embedded = locate(name, "backbone")
     base = lora_base(Path(where))
     if base is None:
-        return part(name, "backbone", load_denoiser(where, dtype=dtype, device=device), where, embedded)
+        return part(name, "backbone", load_denoiser(where, **options), where, embedded)
     below, embedded = locate(base, "backbone")
-    tuned = load_denoiser(below, dtype=dtype, device=device, lora=where)
+    tuned = load_denoiser(below, **options, lora=where)
     return part(name, "backbone", tuned, where, embedded)
 
 
