@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from promptloop.controls.streams import DRAFTS
+from promptloop.denoisers.memory import told
 from promptloop.policies.contract import LIKELIEST, Draft, Policy, Request
 from promptloop.sample import Control, State
 
@@ -225,7 +226,10 @@ def ask(
         for i, estimate, step in zip(rows, estimates, when, strict=True)
     ]
     seeds = [draft_seed(state, i, step, number) for i, step in zip(rows, drawn, strict=True)]
-    drafts = policy.write(requests, seeds)
+    size = f"the policy's image_size (now {policy.image_size})"
+    ways = [f"max_batch (now {len(requests)} drafts at once)", "the policy's dtype", size]
+    with told(f"the policy writes {len(requests)} drafts", lambda: ways):
+        drafts = policy.write(requests, seeds)
     if len(drafts) != len(requests):
         raise ValueError(f"the policy answered {len(requests)} requests with {len(drafts)} drafts; one each")
     too_long = [draft.kept is None and denoiser.count_tokens(draft.text) > limit for draft in drafts]

@@ -14,6 +14,7 @@ from torch import Tensor
 from promptloop.controls.guidance import CFG
 from promptloop.controls.prompt import PromptLoop
 from promptloop.denoisers.denoiser import Denoiser
+from promptloop.denoisers.memory import told
 from promptloop.policies.contract import Draft, Policy
 from promptloop.recipes import parts, trace
 from promptloop.recipes.film import Clock, Film
@@ -177,7 +178,8 @@ def shoot(
         )
     with watch("decode"), torch.no_grad():
         latents = result.state.x.split(job.max_batch)
-        images = [image for part in latents for image in denoiser.decode(part)]
+        with told(f"decoding {len(latents[0])} images at once", lambda: denoiser.smaller(len(latents[0]))):
+            images = [image for part in latents for image in denoiser.decode(part)]
     memory = result.state.memory
     frames = memory["frames"].permute(0, 1, 3, 4, 2).numpy() if steps else [()] * len(images)
     drafts = memory.get("drafts", [()] * len(images))
