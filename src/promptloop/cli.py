@@ -65,6 +65,15 @@ Temperature = Annotated[float, typer.Option(help="Of the policy's drafts; 0 take
 Compare = Annotated[bool, typer.Option("--compare", help="Also sample the query alone, from the same noise.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16.")]
+Lora = Annotated[
+    list[str] | None,
+    typer.Option("--lora", metavar="[NAME=]PATH[:WEIGHT]", help="A LoRA of the backbone; may be repeated."),
+]
+Offload = Annotated[
+    str, typer.Option(help="none; model or sequential: weights wait in main memory (slower, for small GPUs).")
+]
+Tiling = Annotated[bool, typer.Option("--vae-tiling", help="Decode in overlapping tiles.")]
+Slicing = Annotated[bool, typer.Option("--vae-slicing", help="Decode one image at a time.")]
 MaxBatch = Annotated[int, typer.Option(metavar="N", help="Samples that run together.")]
 
 
@@ -89,6 +98,10 @@ def generate(
     device: Device = "auto",
     dtype: Dtype = "float32",
     max_batch: MaxBatch = 16,
+    lora: Lora = None,
+    offload: Offload = "none",
+    vae_tiling: Tiling = False,
+    vae_slicing: Slicing = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Make images of QUERY and show how each came about."""
@@ -239,6 +252,8 @@ def main() -> None:
     except Exception as error:
         if debug:
             raise
+        if type(error).__name__ == "OutOfMemory":  # ours, which says what to lower
+            fail(str(error), debug)
         fail(f"stopped by {type(error).__name__}: {error} (--debug shows where)", debug)
     raise SystemExit(code if isinstance(code, int) else 0)
 

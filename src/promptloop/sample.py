@@ -12,7 +12,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from promptloop.denoisers.memory import told
+from promptloop.denoisers.memory import lowering, told
 from promptloop.schedules import Level, check
 from promptloop.solvers import DDIM, LCM, Euler, Scheduler, Solver
 from promptloop.state import EMBEDDED, Control, Draw, Run, State, as_texts, join
@@ -157,7 +157,7 @@ def sample(
     """Runs the loop to the end, at most `max_batch` samples at a time, which changes no sample.
 
     Give `steps` (the solver's or the denoiser's own levels) or `levels`. The solver defaults to the one the
-    denoiser's scheduler stands for. `on_step` sees every state of every batch. OutOfMemory says what to lower.
+    denoiser's scheduler stands for. `on_step` sees every state of every batch.
     """
     solver = default_solver(denoiser) if solver is None else solver
     if (steps is None) == (levels is None):
@@ -175,7 +175,7 @@ def sample(
     for k in range(0, max(len(prompts), 1), size):
         part = slice(k, k + size)
         count = len(prompts[part])
-        with told(f"sampling {count} at once", lambda n=count: denoiser.smaller(n)):
+        with told(f"sampling {count} at once", lowering(denoiser, count)):
             for state in trajectory(
                 denoiser,
                 prompts[part],
@@ -189,7 +189,7 @@ def sample(
                     on_step(state)
         states.append(state)
         if decode:
-            with told(f"decoding {count} images at once", lambda n=count: denoiser.smaller(n)):
+            with told(f"decoding {count} images", lowering(denoiser, count)):
                 images.append(denoiser.decode(state.x))
     return Sample(torch.cat(images) if decode else None, join(states))
 
@@ -232,8 +232,8 @@ def rescore(
     path, known, said = state.memory["path"], state.memory["path_log_prob"], state.memory["path_prompts"]
     if bool(known.isnan().all()):
         raise ValueError(
-            f"no step of this path has a log-prob: {state.run.solver.without_density}; sample it with a solver "
-            "of ours that draws: DDIM(eta=1), FlowSDE(), DanceSDE() or CPS()"
+            f"no step of this path has a log-prob: {state.run.solver.without_density}; sample it with a "
+            "solver of ours that draws: DDIM(eta=1), FlowSDE(), DanceSDE() or CPS()"
         )
     run = replace(state.run, denoiser=denoiser)
     run = run if controls is None else replace(run, controls=tuple(controls))

@@ -28,9 +28,9 @@ REFUSED = {  # diffusers scheduler -> why our loop cannot run it
     "EDMEulerScheduler": EDM,
     "CosineDPMSolverMultistepScheduler": EDM,
     "IPNDMScheduler": "tells the network times from 0 to 1 and no training steps",
-    "DPMSolverSDEScheduler": "draws from one Brownian tree for the whole batch, so no sample could be repeated alone",
-    "KDPM2AncestralDiscreteScheduler": "looks below the next level and comes back up, so its levels do not fall; "
-    "EulerAncestralDiscreteScheduler or our DDIM(eta=1) draw as much noise",
+    "DPMSolverSDEScheduler": "draws from one Brownian tree for the whole batch, so no sample is itself alone",
+    "KDPM2AncestralDiscreteScheduler": "looks below the next level, so its levels do not fall; "
+    "EulerAncestralDiscreteScheduler or our DDIM(eta=1) draw as well",
     "DDIMInverseScheduler": INVERSE,
     "DPMSolverMultistepInverseScheduler": INVERSE,
 }
@@ -136,9 +136,9 @@ def from_scheduler(scheduler: Any, steps: int | None = None, **options: Any) -> 
     """The levels a diffusers scheduler visits, one for each of its timesteps and one for the end.
 
     `options` go to its `set_timesteps` (mu, sigmas, timesteps ...). The scheduler itself is not changed.
-    Two-evaluation schedulers (Heun, PNDM's start) visit a level twice; so does the list. KDPM2 visits one in the
-    middle of each step. FlowMatch*: alpha = 1 - sigma. Euler and other k-style: alpha = 1. The others: variance
-    preserving. ValueError with the reason for a scheduler in `REFUSED`.
+    Two-evaluation schedulers (Heun, PNDM's start) visit a level twice; so does the list. KDPM2 visits one
+    in the middle of each step. FlowMatch*: alpha = 1 - sigma. Euler and other k-style: alpha = 1. The others:
+    variance preserving. ValueError with the reason for a scheduler in `REFUSED`.
     """
     _usable(scheduler)
     timed = with_timesteps(scheduler, steps, options)

@@ -246,7 +246,7 @@ class Scheduler(Solver):
     def without_density(self) -> str:
         name = type(self.scheduler).__name__
         if HISTORY & vars(with_timesteps(self.scheduler, 10, self.options)).keys():
-            return f"{name} is stateful: its step depends on earlier answers, which one step alone does not have"
+            return f"{name} is stateful: its step depends on earlier answers, which one step has not"
         return f"{name} is wrapped: it tells where its step ended, not the Gaussian that it came from"
 
     def noise_scale(self, levels: Sequence[Level]) -> float:
@@ -265,8 +265,8 @@ class Scheduler(Solver):
         return Transition(history.advance(state, clean), torch.tensor(0.0), clean, history)
 
     def _timed(self, levels: Sequence[Level]) -> Any:
-        """A copy whose timesteps are the levels'. PNDM visits one level twice, or nine more with its Runge-Kutta
-        start, Heun and KDPM2 all but the first.
+        """A copy whose timesteps are the levels'. PNDM visits one level twice, or nine more with its
+        Runge-Kutta start, Heun and KDPM2 all but the first.
         """
         given = [level.t for level in levels[:-1]]
         for steps in (len(given), len(given) - 1, (len(given) + 1) // 2, len(given) - 9):

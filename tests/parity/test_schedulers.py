@@ -1,4 +1,4 @@
-"""Every diffusers scheduler in our loop: the pipeline's image, a draw for each sample, or the reason why not."""
+"""Every diffusers scheduler in our loop: the pipeline's image, draws of each sample, or why not."""
 
 from __future__ import annotations
 
@@ -39,7 +39,10 @@ VP: dict[str, tuple[str, dict[str, Any]]] = {
     "DPM++ 3M": ("DPMSolverMultistepScheduler", {"solver_order": 3, "lower_order_final": False}),
     "DPM++ 2M Karras": ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True}),
     "DPM++ 2M exponential": ("DPMSolverMultistepScheduler", {"use_exponential_sigmas": True}),
-    "DPM 2M": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min"}),
+    "DPM 2M": (
+        "DPMSolverMultistepScheduler",
+        {"algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min"},
+    ),
     "DPM++ single": ("DPMSolverSinglestepScheduler", {}),
     "DPM++ single, order 3": ("DPMSolverSinglestepScheduler", {"solver_order": 3}),
     "UniPC": ("UniPCMultistepScheduler", {}),
@@ -65,7 +68,10 @@ DRAWS: dict[str, tuple[str, dict[str, Any]]] = {  # these draw inside their step
 }
 FLOW_DRAWS: dict[str, tuple[str, dict[str, Any]]] = {
     "FlowMatchLCM": ("FlowMatchLCMScheduler", {"shift": 3.0}),
-    "FlowMatchEuler stochastic": ("FlowMatchEulerDiscreteScheduler", {"shift": 3.0, "stochastic_sampling": True}),
+    "FlowMatchEuler stochastic": (
+        "FlowMatchEulerDiscreteScheduler",
+        {"shift": 3.0, "stochastic_sampling": True},
+    ),
 }
 STATEFUL = ("PNDM", "LMS", "Heun", "KDPM2", "DPM", "UniPC", "DEIS", "SA")
 
@@ -142,7 +148,7 @@ def test_no_scheduler_of_stable_diffusion_is_forgotten() -> None:
 
 @pytest.mark.parametrize("name", [*VP, *DRAWS])
 def test_wrapped_schedulers_have_no_log_probs_and_say_why(pipes: Any, name: str) -> None:
-    """Fails if a scheduler that keeps a history is told as one that does not, or no solver of ours is named."""
+    """Fails if a scheduler that keeps a history is told as one that has none, or ours are not named."""
     pipe = pipes["sd"]
     solver = Scheduler(scheduler(pipe, (VP | DRAWS)[name]))
     why = "is stateful: its step depends on earlier answers" if name.startswith(STATEFUL) else "is wrapped"
@@ -150,9 +156,10 @@ def test_wrapped_schedulers_have_no_log_probs_and_say_why(pipes: Any, name: str)
     if name not in ("UniPC", "DDPM"):
         return
     denoiser = from_pipeline(pipe)
-    end = sample(denoiser, PROMPTS, steps=2, seeds=SEEDS, solver=solver, controls=[Record()], decode=False).state
+    run: dict[str, Any] = {"steps": 2, "seeds": SEEDS, "controls": [Record()], "decode": False}
+    end = sample(denoiser, PROMPTS, solver=solver, **run).state
     assert end.memory["path_log_prob"].isnan().all()
     with pytest.raises(ValueError, match=r"no step .* has a log-prob: \w+ is .*DDIM\(eta=1\), FlowSDE\(\)"):
         rescore(denoiser, end)
-    own = sample(denoiser, PROMPTS, steps=2, seeds=SEEDS, solver=DDIM(1.0), controls=[Record()], decode=False)
+    own = sample(denoiser, PROMPTS, solver=DDIM(1.0), **run)
     assert rescore(denoiser, own.state)[:, 0].isfinite().all()

@@ -114,14 +114,14 @@ def text_tokens(tokenizer: Any, text: str) -> int:
 
 
 @contextmanager
-def quiet(*libraries: str) -> Iterator[None]:
-    """Inside, the libraries log errors only."""
+def quiet(*libraries: str, level: int = logging.ERROR) -> Iterator[None]:
+    """Inside, the libraries log nothing below `level`."""
     loggers = [logging.getLogger(library) for library in libraries]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
-        logger.setLevel(logging.ERROR)
+        logger.setLevel(level)
     try:
         yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        for logger, before in zip(loggers, levels, strict=True):
+            logger.setLevel(before)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import re
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,7 +28,7 @@ TEXT = re.compile(r"^(text_encoder|lora_te)")
 @final
 @dataclass(frozen=True)
 class LoraSource:
-    """A LoRA to load: a folder, a .safetensors file or a hub id. It acts `weight` times as strongly as trained.
+    """A LoRA to load, `weight` times as strong as trained. `path`: a folder, .safetensors file or hub id.
 
     `name` is what it is switched by; "" takes the folder's or file's. ValueError for an infinite weight or a
     name that is not made of letters, digits and underscores.
@@ -122,7 +124,8 @@ def _add(pipe: Any, source: LoraSource, file: Path) -> None:
 
     kind, settings = type(pipe).__name__, file.with_name(LORA_CONFIG)
     try:
-        with quiet("diffusers", "peft"):  # they warn of every part that a LoRA has nothing for
+        with quiet("diffusers", "transformers", level=logging.CRITICAL), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # they tell every part that a LoRA has nothing for
             if settings.is_file():
                 network = pipe.components.get("unet") or pipe.components["transformer"]
                 held = {key.removeprefix(LORA_PREFIX): value for key, value in load_file(file).items()}
@@ -134,25 +137,35 @@ def _add(pipe: Any, source: LoraSource, file: Path) -> None:
                 held = held[0] if isinstance(held, tuple) else held
                 pipe.load_lora_weights(str(file.parent), adapter_name=source.name, **where)
     except (ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"lora {source.path} does not fit {kind}: {_sentence(error)}") from error
-    counts = {name: _matrices(part, source.name) for name, part in _parts(pipe).items()}
-    if not any(counts.values()):
+        why = _sentence(error)
+        why = "its text encoder has other sizes" if "ignore_mismatched_sizes" in why else why
+        raise ValueError(f"lora {source.path} does not fit {kind}: {why}") from error
+    _whole(pipe, source, held, [*load_file(file)])
+
+
+def _whole(pipe: Any, source: LoraSource, held: Mapping[str, Any], raw: Sequence[str]) -> None:
+    """ValueError unless every matrix of the file has found a place of its size, text encoders' included.
+
+    `held` are the tensors as diffusers reads them, `raw` the names in the file.
+    """
+    kind, parts = type(pipe).__name__, _parts(pipe)
+    placed = {name: _sizes(part, source.name) for name, part in parts.items()}
+    if not any(placed.values()):
         raise ValueError(f"lora {source.path} names no weights of {kind}; it is for another backbone")
-    raw = [*held, *(key for key in load_file(file) if TEXT.match(key))]
-    texts = [key for key in raw if TEXT.match(key)]
-    if texts and not any(count for name, count in counts.items() if name.startswith("text_encoder")):
-        raise ValueError(f"lora {source.path} has weights for a text encoder ({texts[0]}, ...), which diffusers "
-                         f"cannot load into {kind}; give a LoRA of the network alone")  # fmt: skip
-    wanted = [key for key in held if MATRIX.search(key)]
-    if sum(counts.values()) < len(wanted):
-        raise ValueError(f"lora {source.path} fits {kind} in part only: {sum(counts.values())} of its "
-                         f"{len(wanted)} matrices found a place; it is for another backbone")  # fmt: skip
+    texts = [key for key in [*held, *raw] if TEXT.match(key)]
+    if texts and not any(sizes for name, sizes in placed.items() if name.startswith("text_encoder")):
+        raise ValueError(f"lora {source.path} has weights for a text encoder ({texts[0]}, ...), which "
+                         f"diffusers cannot load into {kind}; give a LoRA of the network alone")  # fmt: skip
+    wanted = Counter(value.numel() for key, value in held.items() if MATRIX.search(key))
+    if lost := wanted - sum(placed.values(), Counter()):
+        raise ValueError(f"lora {source.path} fits {kind} in part only: {lost.total()} of its "
+                         f"{wanted.total()} matrices found no place; it is for another backbone")  # fmt: skip
 
 
-def _matrices(part: Any, name: str) -> int:
-    """How many of the LoRA's matrices `part` holds."""
+def _sizes(part: Any, name: str) -> Counter[int]:
+    """The sizes of the LoRA's matrices that `part` holds."""
     ends = tuple(f"lora_{side}.{name}.weight" for side in "AB")
-    return sum(key.endswith(ends) for key, _ in part.named_parameters())
+    return Counter(value.numel() for key, value in part.named_parameters() if key.endswith(ends))
 
 
 # --- switching
@@ -184,7 +197,7 @@ def switched(modules: Sequence[Any], wanted: Mapping[str, float]) -> Iterator[No
         if not math.isfinite(weight):
             raise ValueError(f"the weight of LoRA {name!r} is {weight}; give a finite number")
     if any(layer.merged for layer in layers):
-        raise ValueError("a LoRA is fused into the weights and cannot be switched; call pipe.unfuse_lora() first")
+        raise ValueError("a fused LoRA cannot be switched; call pipe.unfuse_lora() first")
     before = [(layer.disable_adapters, [*layer.active_adapters], {**layer.scaling}) for layer in layers]
     _put(layers, wanted)
     try:

@@ -1,4 +1,4 @@
-"""Less memory: weights that wait in main memory, a decoder that works in parts, and what to lower when it ends."""
+"""Less memory: weights that wait in main memory, a decoder in parts, and what to lower when it ends."""
 
 from __future__ import annotations
 
@@ -30,6 +30,11 @@ def told(doing: str, ways: Callable[[], Sequence[str]]) -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         raise OutOfMemory(f"out of memory while {doing}; lower {', '.join(ways())}") from error
+
+
+def lowering(denoiser: Any, batch: int) -> Callable[[], list[str]]:
+    """The denoiser's ways out for `batch` samples at once, asked for when they are needed."""
+    return lambda: denoiser.smaller(batch)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -82,7 +87,7 @@ def decode_in_parts(pipe: Any, *, tiling: bool, slicing: bool) -> None:
     for wanted, name in ((tiling, "tiling"), (slicing, "slicing")):
         if wanted:
             kind = type(pipe.vae).__name__
-            if not hasattr(pipe.vae, f"enable_{name}"):
+            if not hasattr(pipe.vae, f"use_{name}"):
                 raise ValueError(f"the autoencoder of this backbone ({kind}) has no {name}; leave it out")
             getattr(pipe.vae, f"enable_{name}")()
 
@@ -94,6 +99,6 @@ def ways_out(pipe: Any, network: Any, device: torch.device) -> list[str]:
         further = OFFLOADS[OFFLOADS.index(offload) + 1]
         ways.append(f"what lies on {device} by offload (now {offload!r}: try {further!r})")
     for name in ("tiling", "slicing"):
-        if not vars(pipe.vae).get(f"use_{name}", False) and hasattr(pipe.vae, f"enable_{name}"):
+        if vars(pipe.vae).get(f"use_{name}") is False:
             ways.append(f"the decoder's share by {name} (now off)")
     return ways

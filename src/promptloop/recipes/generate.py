@@ -14,7 +14,7 @@ from torch import Tensor
 from promptloop.controls.guidance import CFG
 from promptloop.controls.prompt import PromptLoop
 from promptloop.denoisers.denoiser import Denoiser
-from promptloop.denoisers.memory import told
+from promptloop.denoisers.memory import lowering, told
 from promptloop.policies.contract import Draft, Policy
 from promptloop.recipes import parts, trace
 from promptloop.recipes.film import Clock, Film
@@ -69,6 +69,10 @@ def generate(
     device: str = "auto",
     dtype: str = "float32",
     max_batch: int = 16,
+    lora: str | Sequence[str] | None = None,
+    offload: str = "none",
+    vae_tiling: bool = False,
+    vae_slicing: bool = False,
     out: str | Path | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
@@ -87,13 +91,30 @@ def generate(
         steps = its.steps if steps is None else steps
         guidance = its.guidance if guidance is None else guidance
     job = Job(queries, named(backbone), named(policy), refinements, window, open_loop, steps, guidance,
-              negative, temperature, seed, n, compare, device, dtype, max_batch)  # fmt: skip
+              negative, temperature, seed, n, compare, device, dtype, max_batch, specs(lora), offload,
+              vae_tiling, vae_slicing)  # fmt: skip
+    if not isinstance(backbone, str):
+        settled(job)
     folder = None if out is None else check(Path(out), overwrite)
     watch, tell = Stopwatch(), progress or silent
     with watch("load"):
         backbone_part, policy_part = load(job, backbone, policy, tell)
     made = run(job, backbone_part, policy_part, watch, tell)
     return made if folder is None else written(made, folder, watch, tell)
+
+
+def specs(lora: str | Sequence[str] | None) -> tuple[str, ...]:
+    """One [NAME=]PATH[:WEIGHT] or several, as a tuple."""
+    return () if lora is None else (lora,) if isinstance(lora, str) else tuple(lora)
+
+
+def settled(job: Job) -> None:
+    """ValueError where a backbone that is loaded already is to be loaded in some way."""
+    if job.lora or job.offload != "none" or job.vae_tiling or job.vae_slicing:
+        raise ValueError(
+            "lora, offload, vae_tiling and vae_slicing are for a backbone that is loaded by its name; give "
+            "them to load(), or switch LoRAs by `with denoiser.loras(...)`"
+        )
 
 
 def written(made: Generated, out: Path, watch: Stopwatch, tell: Progress) -> Generated:
@@ -111,7 +132,8 @@ def load(
     for name, role in [(name, role) for name, role in names if isinstance(name, str)]:
         parts.locate(name, role)
     if isinstance(backbone, str):
-        first = parts.backbone(backbone, device, dtype)
+        first = parts.backbone(backbone, device, dtype, lora=job.lora, offload=job.offload,
+                               tiling=job.vae_tiling, slicing=job.vae_slicing)  # fmt: skip
     else:
         first = Part(job.backbone, backbone)
     tell("loading", 1, 2)
@@ -178,7 +200,7 @@ def shoot(
         )
     with watch("decode"), torch.no_grad():
         latents = result.state.x.split(job.max_batch)
-        with told(f"decoding {len(latents[0])} images at once", lambda: denoiser.smaller(len(latents[0]))):
+        with told(f"decoding {len(latents[0])} images", lowering(denoiser, len(latents[0]))):
             images = [image for part in latents for image in denoiser.decode(part)]
     memory = result.state.memory
     frames = memory["frames"].permute(0, 1, 3, 4, 2).numpy() if steps else [()] * len(images)
