@@ -249,13 +249,14 @@ def test_loras_on_the_command_line_are_recorded_and_replayed(
     """Fails if the trace forgets a LoRA, its weight or its sha256, or replay loads it without."""
     import tiny_loras
 
-    path = tiny_loras.write(tiny.sd(), tmp_path / "ink", "diffusers", seed=2)
+    path = tiny_loras.write(tiny.sd(), tmp_path / "a lora", "diffusers", seed=2)
     quick = ["generate", "a star", *models[:2], "--policy", "none", "--steps", "2", "-n", "1"]
     for name, more in {"plain": [], "ink": ["--lora", f"soft={path}:0.5", "--vae-slicing"]}.items():
-        assert command(*quick, *more, "--out", str(tmp_path / name))[0] == 0
+        code, _, err = command(*quick, *more, "--out", str(tmp_path / name))
+        assert code == 0, err
     plain, inked = (json.loads((tmp_path / n / "trace.json").read_text()) for n in ("plain", "ink"))
     assert plain["samples"][0]["image"]["sha256"] != inked["samples"][0]["image"]["sha256"]
-    code, out, err = command("replay", str(tmp_path / "ink"))
+    code, _, err = command("replay", str(tmp_path / "ink"))
     assert code == 0, err
     (told,) = inked["backbone"]["loras"]
     assert (told["name"], told["weight"]) == ("soft", 0.5) and len(told["sha256"]) == 64
