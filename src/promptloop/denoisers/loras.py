@@ -177,7 +177,7 @@ def weights(pipe: Any) -> dict[str, float]:
     for layer in _layers(_parts(pipe).values()):
         for name in layer.scaling:
             on = not layer.disable_adapters and name in layer.active_adapters
-            found[name] = layer.scaling[name] / _unit(layer, name) if on else found.get(name, 0.0)
+            found[name] = round(layer.scaling[name] / _unit(layer, name), 6) if on else found.get(name, 0.0)
     return found
 
 
