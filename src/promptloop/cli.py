@@ -71,6 +71,15 @@ Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16.")]
 Size = Annotated[
     int, typer.Option(metavar="PIXELS", help="Side of the images.  [default: what the backbone is made for]")
 ]
+Lora = Annotated[
+    list[str] | None,
+    typer.Option("--lora", metavar="[NAME=]PATH[:WEIGHT]", help="A LoRA of the backbone; may be repeated."),
+]
+Offload = Annotated[
+    str, typer.Option(help="none; model or sequential: weights wait in main memory (slower, for small GPUs).")
+]
+Tiling = Annotated[bool, typer.Option("--vae-tiling", help="Decode in overlapping tiles.")]
+Slicing = Annotated[bool, typer.Option("--vae-slicing", help="Decode one image at a time.")]
 MaxBatch = Annotated[int, typer.Option(metavar="N", help="Samples that run together.")]
 
 
@@ -97,6 +106,10 @@ def generate(
     dtype: Dtype = "float32",
     max_batch: MaxBatch = 16,
     size: Size = 0,
+    lora: Lora = None,
+    offload: Offload = "none",
+    vae_tiling: Tiling = False,
+    vae_slicing: Slicing = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Make images of QUERY and show how each came about."""
@@ -249,6 +262,8 @@ def main() -> None:
     except Exception as error:
         if debug:
             raise
+        if type(error).__name__ == "OutOfMemory":  # ours, which says what to lower
+            fail(str(error), debug)
         fail(f"stopped by {type(error).__name__}: {error} (--debug shows where)", debug)
     raise SystemExit(code if isinstance(code, int) else 0)
 

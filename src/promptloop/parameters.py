@@ -11,6 +11,7 @@ from typing import Any, Literal, final
 import torch
 from torch import Tensor, nn
 
+from promptloop.denoisers.loras import switched
 from promptloop.names import LORA_PREFIX
 from promptloop.policies.mllm import Mllm
 from promptloop.swap import in_place
@@ -130,14 +131,8 @@ def reference(network: Any, weights: Mapping[str, Tensor] | None = None) -> Iter
             yield
         return
     if getattr(network, "peft_config", None):  # a diffusers network that has LoRAs
-        trained_now = {name: p.requires_grad for name, p in network.named_parameters()}
-        network.disable_adapters()
-        try:
+        with switched([network], {}):
             yield
-        finally:
-            network.enable_adapters()
-            for name, p in network.named_parameters():  # switching them on makes them trainable
-                p.requires_grad_(trained_now[name])
         return
     if weights is None:
         raise ValueError(

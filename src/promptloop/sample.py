@@ -12,6 +12,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
+from promptloop.denoisers.memory import lowering, told
 from promptloop.schedules import Level, check
 from promptloop.solvers import DDIM, LCM, Euler, Scheduler, Solver
 from promptloop.state import EMBEDDED, Control, Draw, Run, State, as_texts, join
@@ -173,20 +174,23 @@ def sample(
     size, states, images = max_batch or max(len(prompts), 1), [], []
     for k in range(0, max(len(prompts), 1), size):
         part = slice(k, k + size)
-        for state in trajectory(
-            denoiser,
-            prompts[part],
-            levels=levels,
-            solver=solver,
-            controls=controls,
-            seeds=seeds[part],
-            noise=None if noise is None else noise[part],
-        ):
-            if on_step is not None:
-                on_step(state)
+        count = len(prompts[part])
+        with told(f"sampling {count} at once", lowering(denoiser, count)):
+            for state in trajectory(
+                denoiser,
+                prompts[part],
+                levels=levels,
+                solver=solver,
+                controls=controls,
+                seeds=seeds[part],
+                noise=None if noise is None else noise[part],
+            ):
+                if on_step is not None:
+                    on_step(state)
         states.append(state)
         if decode:
-            images.append(denoiser.decode(state.x))
+            with told(f"decoding {count} images", lowering(denoiser, count)):
+                images.append(denoiser.decode(state.x))
     return Sample(torch.cat(images) if decode else None, join(states))
 
 
@@ -221,15 +225,15 @@ def rescore(
 
     Deterministic steps stay nan and cost nothing. The prompts are those recorded; of the controls (None:
     those of the run) only `guide` acts, and it must not read memory that changed during the run. `steps`
-    picks columns. ValueError without a recorded path, or when no step was stochastic.
+    picks columns. ValueError without a recorded path, or with the reason when no step has a log-prob.
     """
     if "path" not in state.memory:
         raise ValueError("this state has no recorded path; put Record() among the controls")
     path, known, said = state.memory["path"], state.memory["path_log_prob"], state.memory["path_prompts"]
     if bool(known.isnan().all()):
         raise ValueError(
-            "every step of the path was deterministic (as with any wrapped diffusers scheduler); "
-            "use a stochastic solver, e.g. FlowSDE()"
+            f"no step of this path has a log-prob: {state.run.solver.without_density}; sample it with a "
+            "solver of ours that draws: DDIM(eta=1), FlowSDE(), DanceSDE() or CPS()"
         )
     run = replace(state.run, denoiser=denoiser)
     run = run if controls is None else replace(run, controls=tuple(controls))

@@ -16,6 +16,25 @@ TRAIN_STEPS = 1000
 
 Curve = Literal["scaled_linear", "linear", "cosine"]
 
+EDM = "belongs to networks that were trained with EDM's scaling of input and output, which none here was"
+INVERSE = "walks from the image to the noise"
+SUPPORTED = (
+    "supported are DDIM, DDPM, PNDM, LCM, TCD, Euler, Heun, LMS, KDPM2, DPMSolver, UniPC, DEIS, SASolver and "
+    "FlowMatch schedulers"
+)
+REFUSED = {  # diffusers scheduler -> why our loop cannot run it
+    "CMStochasticIterativeScheduler": EDM,
+    "EDMDPMSolverMultistepScheduler": EDM,
+    "EDMEulerScheduler": EDM,
+    "CosineDPMSolverMultistepScheduler": EDM,
+    "IPNDMScheduler": "tells the network times from 0 to 1 and no training steps",
+    "DPMSolverSDEScheduler": "draws from one Brownian tree for the whole batch, so no sample is itself alone",
+    "KDPM2AncestralDiscreteScheduler": "looks below the next level, so its levels do not fall; "
+    "EulerAncestralDiscreteScheduler or our DDIM(eta=1) draw as well",
+    "DDIMInverseScheduler": INVERSE,
+    "DPMSolverMultistepInverseScheduler": INVERSE,
+}
+
 
 @dataclass(frozen=True)
 class Level:
@@ -117,30 +136,42 @@ def from_scheduler(scheduler: Any, steps: int | None = None, **options: Any) -> 
     """The levels a diffusers scheduler visits, one for each of its timesteps and one for the end.
 
     `options` go to its `set_timesteps` (mu, sigmas, timesteps ...). The scheduler itself is not changed.
-    Two-evaluation schedulers (Heun, PNDM's start) visit a level twice; so does the list.
-    FlowMatch*: alpha = 1 - sigma. Euler and other k-style: alpha = 1. The others: variance preserving.
+    Two-evaluation schedulers (Heun, PNDM's start) visit a level twice; so does the list. KDPM2 visits one
+    in the middle of each step. FlowMatch*: alpha = 1 - sigma. Euler and other k-style: alpha = 1. The others:
+    variance preserving. ValueError with the reason for a scheduler in `REFUSED`.
     """
-    return visited(with_timesteps(scheduler, steps, options), steps)
+    _usable(scheduler)
+    return visited(with_timesteps(scheduler, steps, options))
 
 
-def visited(timed: Any, steps: int | None = None) -> list[Level]:
+def visited(timed: Any) -> list[Level]:
     """The levels of a diffusers scheduler whose timesteps are set, as they are; see `from_scheduler`."""
     times = [float(t) for t in timed.timesteps]
     name, sigmas = type(timed).__name__, vars(timed).get("sigmas")
-    if sigmas is None and "alphas_cumprod" in vars(timed) and len(times) <= (steps or len(times)) + 1:
+    if sigmas is None and "alphas_cumprod" in vars(timed):
         return _from_signal(timed, times)
-    if sigmas is None or len(sigmas) != len(times) + 1 or name.startswith("EDM"):
-        raise ValueError(
-            f"the timesteps of {name} are not one noise level each; supported are DDIM, DDPM, "
-            "PNDM (PLMS only), LCM, TCD, Euler, Heun, LMS, DPMSolver, UniPC, DEIS, SASolver "
-            "and FlowMatch schedulers"
-        )
+    if "sigmas_interpol" in vars(timed):
+        sigmas = _with_middles(timed, len(times))
+    if sigmas is None or len(sigmas) != len(times) + 1:
+        raise ValueError(f"the timesteps of {name} are not one noise level each; {SUPPORTED}")
     pairs = zip((float(s) for s in sigmas), [*times, 0.0], strict=True)
     if is_flow(timed):
         return [Level(1.0 - sigma, sigma, t) for sigma, t in pairs]
     if "_sigma_to_alpha_sigma_t" in dir(timed):  # DPM-Solver, UniPC, DEIS, SA: k-style sigmas, x in VP
         return [Level(1 / math.hypot(1, sigma), sigma / math.hypot(1, sigma), t) for sigma, t in pairs]
     return [Level(1.0, sigma, t) for sigma, t in pairs]
+
+
+def _usable(scheduler: Any) -> None:
+    name = type(scheduler).__name__
+    if name in REFUSED:
+        raise ValueError(f"{name} {REFUSED[name]}; {SUPPORTED}")
+
+
+def _with_middles(timed: Any, count: int) -> list[float]:
+    """The sigmas of KDPM2's `count` calls and of its end: whole steps and, between them, their middles."""
+    whole, middle = timed.sigmas, timed.sigmas_interpol
+    return [float(middle[k] if k % 2 else whole[k]) for k in range(count)] + [float(whole[-1])]
 
 
 def with_timesteps(scheduler: Any, steps: int | None, options: Mapping[str, Any]) -> Any:

@@ -20,6 +20,7 @@ from promptloop.history import History
 from promptloop.schedules import Level, from_scheduler, with_timesteps
 from promptloop.transition import Transition
 
+HISTORY = {"model_outputs", "ets", "derivatives", "dt", "sample"}  # where diffusers' schedulers keep theirs
 Denoise = Callable[[Tensor, Level, Any], Tensor]  # (x, level, cond) -> clean
 
 
@@ -49,6 +50,11 @@ class Solver(ABC):
     @abstractmethod
     def __call__(self, denoise: Denoise, state: Point, level: Level) -> Transition:
         """The step from state.level to `level`."""
+
+    @property
+    def without_density(self) -> str:
+        """Why a step has no log-prob, for a path in which none has one."""
+        return f"every step of {self} was deterministic"
 
     def noise_scale(self, levels: Sequence[Level]) -> float:
         """Scale of x where sampling starts, for unit noise."""
@@ -236,6 +242,13 @@ class Scheduler(Solver):
     def levels(self, steps: int) -> list[Level]:
         return from_scheduler(self.scheduler, steps, **self.options)
 
+    @property
+    def without_density(self) -> str:
+        name = type(self.scheduler).__name__
+        if HISTORY & vars(with_timesteps(self.scheduler, 10, self.options)).keys():
+            return f"{name} is stateful: its step depends on earlier answers, which one step has not"
+        return f"{name} is wrapped: it tells where its step ended, not the Gaussian that it came from"
+
     def noise_scale(self, levels: Sequence[Level]) -> float:
         known = hasattr(self.scheduler, "init_noise_sigma")
         return float(self._timed(levels).init_noise_sigma) if known else 1.0
@@ -252,9 +265,11 @@ class Scheduler(Solver):
         return Transition(history.advance(state, clean), torch.tensor(0.0), clean, history)
 
     def _timed(self, levels: Sequence[Level]) -> Any:
-        """A copy whose timesteps are the levels'. PNDM visits one level twice, Heun all but the first."""
+        """A copy whose timesteps are the levels'. PNDM visits one level twice, or nine more with its
+        Runge-Kutta start, Heun and KDPM2 all but the first.
+        """
         given = [level.t for level in levels[:-1]]
-        for steps in (len(given), len(given) - 1, (len(given) + 1) // 2):
+        for steps in (len(given), len(given) - 1, (len(given) + 1) // 2, len(given) - 9):
             if steps >= 1:
                 timed = with_timesteps(self.scheduler, steps, self.options)
                 if torch.equal(torch.tensor(given), timed.timesteps.float().cpu()):

@@ -17,6 +17,8 @@ CASES = {
         {**SD, "clip_sample": False, "prediction_type": "v_prediction", "timestep_spacing": "trailing"},
     ),
     "PNDM": ("PNDMScheduler", {**SD, "skip_prk_steps": True, "steps_offset": 1}),
+    "PNDM-Runge-Kutta": ("PNDMScheduler", {**SD, "steps_offset": 1}),
+    "KDPM2": ("KDPM2DiscreteScheduler", SD),
     "Euler": ("EulerDiscreteScheduler", {**SD, "steps_offset": 1, "timestep_spacing": "leading"}),
     "Euler-karras": ("EulerDiscreteScheduler", {**SD, "use_karras_sigmas": True}),
     "Heun": ("HeunDiscreteScheduler", SD),
@@ -50,7 +52,8 @@ def network(bed, by, k: int, x: torch.Tensor, kind: str) -> torch.Tensor:
         sigma = float(by.sigmas[k])
         level = Level(1 - sigma, sigma, 0.0)
     elif hasattr(by, "sigmas"):
-        sigma = float(by.sigmas[k])
+        between = k % 2 and hasattr(by, "sigmas_interpol")  # KDPM2 calls the network in the middle of a step
+        sigma = float(by.sigmas_interpol[k] if between else by.sigmas[k])
         level = Level(1 / (1 + sigma**2) ** 0.5, sigma / (1 + sigma**2) ** 0.5, 0.0)
     else:
         signal = float(by.alphas_cumprod[int(by.timesteps[k])])
@@ -162,9 +165,16 @@ def test_misuse_is_refused() -> None:
         advance(replace(later, level=levels[0]), levels[1])
     with pytest.raises(ValueError, match="no scheduler history"):
         advance(replace(later, transition=None), levels[2])
-    for kind in ("KDPM2DiscreteScheduler", "EDMEulerScheduler", "IPNDMScheduler", "PNDMScheduler"):
-        with pytest.raises(ValueError, match="not one noise level each"):
-            Scheduler(getattr(diffusers, kind)()).levels(5)
+    refused = {"EDMEuler": "EDM's scaling", "IPNDM": "from 0 to 1", "KDPM2AncestralDiscrete": "do not fall",
+               "CMStochasticIterative": "EDM's scaling", "DDIMInverse": "image to the noise"}  # fmt: skip
+    for kind, reason in refused.items():
+        with pytest.raises(ValueError, match=f"{kind}Scheduler .*{reason}.*supported are DDIM"):
+            Scheduler(getattr(diffusers, f"{kind}Scheduler")()).levels(5)
+    tree = diffusers.DPMSolverSDEScheduler  # cannot be made without torchsde
+    with pytest.raises(ValueError, match="one Brownian tree for the whole batch"):
+        Scheduler(object.__new__(tree)).levels(5)
+    with pytest.raises(ValueError, match="SCMScheduler are not one noise level each"):
+        Scheduler(diffusers.SCMScheduler()).levels(2)
 
 
 def test_the_default_solver_is_the_schedulers_own() -> None:

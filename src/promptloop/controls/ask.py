@@ -11,6 +11,7 @@ from torch import Tensor
 
 from promptloop.controls.plan import place
 from promptloop.controls.streams import DRAFTS
+from promptloop.denoisers.memory import told
 from promptloop.policies.contract import LIKELIEST, Draft, Policy, Request
 from promptloop.sample import State
 
@@ -27,7 +28,10 @@ class Question:
 
     def write(self) -> list[Draft]:
         """The policy's drafts as they are; touches nothing but the policy."""
-        with torch.no_grad():
+        count, size = len(self.requests), self.policy.image_size
+        ways = [f"max_batch (now {count} drafts at once)", "the policy's dtype",
+                f"the policy's image_size (now {size})"]  # fmt: skip
+        with torch.no_grad(), told(f"the policy writes {count} drafts", lambda: ways):
             return self.policy.write(self.requests, self.seeds)
 
     def checked(self, drafts: list[Draft]) -> list[Draft]:

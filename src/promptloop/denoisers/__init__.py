@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from promptloop.denoisers.cond import Cond
 from promptloop.denoisers.denoiser import Denoiser
+
+if TYPE_CHECKING:
+    from promptloop.denoisers.loras import Given
+    from promptloop.denoisers.memory import Offload
 
 __all__ = ["FAMILIES", "Cond", "Denoiser", "from_pipeline", "load"]
 
@@ -29,9 +33,12 @@ def load(
     *,
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
-    lora: str | Path | None = None,
+    lora: Given = None,
     size: int | None = None,
     embedded_guidance: float | None = None,
+    offload: Offload = "none",
+    tiling: bool = False,
+    slicing: bool = False,
 ) -> Denoiser:
     """The denoiser in a diffusers folder, on the Hugging Face hub where `path` is an "owner/name" id, or an
     embedded one by its name ("mini-unet").
@@ -39,25 +46,32 @@ def load(
     A folder never needs the network; a hub id is downloaded (once). Only safetensors weights are read. All
     weights are frozen: training turns on what it trains. A pipeline's safety checker is not loaded.
 
-    lora: a folder or .safetensors file in the diffusers or the peft layout, or a hub id; it stays a separate,
-        switchable set of weights.
+    lora: a folder or .safetensors file in the diffusers or the peft layout, or a hub id; a list of them, or a
+        mapping from each to its weight. They stay separate sets of weights: `with denoiser.loras(name=0.5)`.
     size: side of the images in pixels; None is what the pipeline makes unless told otherwise.
     embedded_guidance: the scale that a guidance-distilled network (FLUX.1 dev) is told; None is its usual.
+    offload: "model" brings each part to the device only while it computes, "sequential" each layer.
+    tiling, slicing: the decoder works on overlapping tiles, on one image at a time.
     ValueError: no such folder, no pipeline in it, an unsupported family, weights that are not safetensors, a
-        lora that does not fit, a size or guidance that the family cannot have.
+        lora that does not fit, a size or guidance that the family cannot have, an offload on the CPU, an
+        autoencoder that has no tiling or slicing.
     """
-    from promptloop.denoisers import folders
+    from promptloop.denoisers import folders, loras, memory
+
+    memory.check(offload, device)
+    found = loras.files(lora)
 
     source = folders.source(path)
     index = folders.index(source)
     family = _family(str(index.get("_class_name")))
     pipe = folders.pipeline(source, index, dtype)
-    if lora is not None:
-        folders.add_lora(pipe, lora)
+    loras.add(pipe, found)
+    memory.decode_in_parts(pipe, tiling=tiling, slicing=slicing)
     for part in pipe.components.values():
         if isinstance(part, torch.nn.Module):
             part.requires_grad_(False).eval()
-    return family(pipe.to(device), size=size, embedded_guidance=embedded_guidance)
+    pipe = memory.place(pipe, device, offload)
+    return family(pipe, size=size, embedded_guidance=embedded_guidance)
 
 
 def from_pipeline(pipe: Any, *, size: int | None = None, embedded_guidance: float | None = None) -> Denoiser:

@@ -78,6 +78,14 @@ class Denoiser(ABC):
         """Where the network lives."""
         return next(self.network.parameters()).device
 
+    def smaller(self, batch: int) -> list[str]:
+        """What would need less memory than `batch` samples at once do now, with the present settings."""
+        dtype = str(next(self.network.parameters()).dtype).removeprefix("torch.")
+        ways = [f"max_batch (now {batch})"] if batch > 1 else []
+        if dtype == "float32":
+            ways.append("dtype (now float32: bfloat16 takes half)")
+        return [*ways, f"the size (one latent is {' x '.join(map(str, self.latent_shape))})"]
+
     def levels(self, steps: int) -> list[Level]:
         """The backbone's own noise levels, steps + 1 of them (override where there is no scheduler)."""
         if self.scheduler is None:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import logging
 import warnings
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from promptloop.denoisers import loras, memory
 from promptloop.denoisers.cond import Cond
 from promptloop.denoisers.denoiser import Denoiser
 
@@ -58,6 +60,7 @@ class LatentDenoiser(Denoiser):
             if (tokens := self.count_tokens(prompt)) > self.text_limit:
                 read = f"the text encoder reads {self.text_limit} of the {tokens} tokens of {prompt!r}"
                 warnings.warn(read, stacklevel=2)
+        memory.release(self.pipe)
         with quiet("diffusers", "transformers"):  # they say the same of all prompts at once, padding included
             return self._encode(list(prompts))
 
@@ -78,6 +81,36 @@ class LatentDenoiser(Denoiser):
         height, width = (usual, usual) if isinstance(usual, int) else usual
         return height, width
 
+    # --- LoRAs and memory
+
+    @property
+    def lora_weights(self) -> dict[str, float]:
+        """Name -> weight in force of each LoRA; 0 where it is off."""
+        return loras.weights(self.pipe)
+
+    @contextmanager
+    def loras(self, weights: Mapping[str, float] | None = None, /, **named: float) -> Iterator[None]:
+        """Inside, these LoRAs act with these weights, in network and text encoders, and all others are off.
+
+        `with denoiser.loras(): ...` is the backbone without LoRAs, bit for bit. Afterwards, and after an
+        error, all is as before. ValueError for a name that is not there.
+        """
+        parts = [part for part in self.pipe.components.values() if isinstance(part, nn.Module)]
+        with loras.switched(parts, {**(weights or {}), **named}):
+            yield
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network computes, which with offload is not where its weights wait."""
+        if memory.offload_of(self.pipe, self.network) == "none":
+            return super().device
+        return self.pipe._execution_device
+
+    def smaller(self, batch: int) -> list[str]:
+        height, width = (side * self.pipe.vae_scale_factor for side in self.latent_shape[-2:])
+        more = memory.ways_out(self.pipe, self.network, self.device)
+        return [*super().smaller(batch)[:-1], *more, f"the image size (now {width} x {height})"]
+
     @property
     def scheduler(self) -> Any:
         """The pipeline's scheduler."""
@@ -91,6 +124,7 @@ class LatentDenoiser(Denoiser):
         vae = self.pipe.vae
         pixels = self._pixels(self._unscaled(x).to(vae.dtype)).float()
         images = self.pipe.image_processor.denormalize(pixels)
+        memory.release(self.pipe)
         if size is None or images.shape[-2:] == (size, size):
             return images
         return F.interpolate(images, (size, size), mode="bilinear", antialias=True, align_corners=False)
@@ -115,14 +149,14 @@ def text_tokens(tokenizer: Any, text: str) -> int:
 
 
 @contextmanager
-def quiet(*libraries: str) -> Iterator[None]:
-    """Inside, the libraries log errors only."""
+def quiet(*libraries: str, level: int = logging.ERROR) -> Iterator[None]:
+    """Inside, the libraries log nothing below `level`."""
     loggers = [logging.getLogger(library) for library in libraries]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
-        logger.setLevel(logging.ERROR)
+        logger.setLevel(level)
     try:
         yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        for logger, before in zip(loggers, levels, strict=True):
+            logger.setLevel(before)

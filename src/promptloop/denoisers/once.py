@@ -72,6 +72,9 @@ class Once(Denoiser):
     def device(self) -> torch.device:
         return self.denoiser.device
 
+    def smaller(self, batch: int) -> list[str]:
+        return self.denoiser.smaller(batch)
+
     def levels(self, steps: int) -> list[Level]:
         return self.denoiser.levels(steps)
 

@@ -44,9 +44,13 @@ class SDXL(UNetDenoiser):
     def decode(self, x: Tensor, size: int | None = None) -> Tensor:
         """As every decoder; in float32 where the autoencoder overflows in half precision (`force_upcast`)."""
         vae = self.pipe.vae
-        if vae.dtype == torch.float16 and vae.config.force_upcast:
-            vae.to(torch.float32)  # it stays so, as after the pipeline's own call
-        return super().decode(x, size)
+        if vae.dtype != torch.float16 or not vae.config.force_upcast:
+            return super().decode(x, size)
+        vae.to(torch.float32)
+        images = super().decode(x, size)
+        if not images.requires_grad:  # else its float32 weights are still wanted
+            vae.to(torch.float16)  # as after the pipeline's own call
+        return images
 
     def _unscaled(self, x: Tensor) -> Tensor:
         settings: Any = self.pipe.vae.config

@@ -14,6 +14,7 @@ from torch import Tensor
 from promptloop.controls.guidance import CFG
 from promptloop.controls.prompt import PromptLoop
 from promptloop.denoisers.denoiser import Denoiser
+from promptloop.denoisers.memory import lowering, told
 from promptloop.policies.contract import Draft, Policy
 from promptloop.recipes import parts, trace
 from promptloop.recipes.film import Clock, Film
@@ -72,6 +73,10 @@ def generate(
     dtype: str = "float32",
     max_batch: int = 16,
     size: int = 0,
+    lora: str | Sequence[str] | None = None,
+    offload: str = "none",
+    vae_tiling: bool = False,
+    vae_slicing: bool = False,
     out: str | Path | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
@@ -91,13 +96,30 @@ def generate(
         guidance = its.guidance if guidance is None else guidance
     refinements = min(REFINEMENTS, max(steps, 1)) if refinements is None else refinements
     job = Job(queries, named(backbone), named(policy), refinements, window, open_loop, steps, guidance,
-              negative, temperature, seed, n, compare, device, dtype, max_batch, delay, size)  # fmt: skip
+              negative, temperature, seed, n, compare, device, dtype, max_batch, delay, size, specs(lora),
+              offload, vae_tiling, vae_slicing)  # fmt: skip
+    if not isinstance(backbone, str):
+        settled(job)
     folder = None if out is None else check(Path(out), overwrite)
     watch, tell = Stopwatch(), progress or silent
     with watch("load"):
         backbone_part, policy_part = load(job, backbone, policy, tell)
     made = run(job, backbone_part, policy_part, watch, tell)
     return made if folder is None else written(made, folder, watch, tell)
+
+
+def specs(lora: str | Sequence[str] | None) -> tuple[str, ...]:
+    """One [NAME=]PATH[:WEIGHT] or several, as a tuple."""
+    return () if lora is None else (lora,) if isinstance(lora, str) else tuple(lora)
+
+
+def settled(job: Job) -> None:
+    """ValueError where a backbone that is loaded already is to be loaded in some way."""
+    if job.size or job.lora or job.offload != "none" or job.vae_tiling or job.vae_slicing:
+        raise ValueError(
+            "size, lora, offload, vae_tiling and vae_slicing are for a backbone that is loaded by its name; "
+            "the backbone is an object: give them to load(), or switch LoRAs by `with denoiser.loras(...)`"
+        )
 
 
 def written(made: Generated, out: Path, watch: Stopwatch, tell: Progress) -> Generated:
@@ -115,11 +137,8 @@ def load(
     for name, role in [(name, role) for name, role in names if isinstance(name, str)]:
         parts.locate(name, role)
     if isinstance(backbone, str):
-        first = parts.backbone(backbone, device, dtype, job.size)
-    elif job.size:
-        raise ValueError(
-            f"size is {job.size}, but the backbone is an object; give it to load or from_pipeline"
-        )
+        first = parts.backbone(backbone, device, dtype, lora=job.lora, size=job.size, offload=job.offload,
+                               tiling=job.vae_tiling, slicing=job.vae_slicing)  # fmt: skip
     else:
         first = Part(job.backbone, backbone)
     tell("loading", 1, 2)
@@ -187,7 +206,8 @@ def shoot(
         )
     with watch("decode"), torch.no_grad():
         latents = result.state.x.split(job.max_batch)
-        images = [image for part in latents for image in denoiser.decode(part)]
+        with told(f"decoding {len(latents[0])} images", lowering(denoiser, len(latents[0]))):
+            images = [image for part in latents for image in denoiser.decode(part)]
     memory = result.state.memory
     frames = memory["frames"].permute(0, 1, 3, 4, 2).numpy() if steps else [()] * len(images)
     drafts = memory.get("drafts", [()] * len(images))

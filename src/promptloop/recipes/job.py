@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, final
 
 from promptloop.controls.plan import check_delay, even_steps
+from promptloop.denoisers.memory import OFFLOADS
 
 KINDS: dict[str, Any] = {
     "tuple": list,
@@ -17,6 +18,7 @@ KINDS: dict[str, Any] = {
     "bool": bool,
 }  # in JSON
 LONGEST = 4000  # characters of a query: more than any supported text encoder reads
+LISTS = ("queries", "window", "lora")  # tuples here, lists in JSON
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -27,8 +29,8 @@ class Job:
 
     `backbone` and `policy` are names of embedded models, folders, hub ids or "package.module:name"; policy
     "none" samples the query alone. `compare` adds that for every sample, from the same noise. `size` is the
-    images' side in pixels, 0 what the backbone makes unless told otherwise. ValueError on values that cannot
-    run.
+    images' side in pixels, 0 what the backbone makes unless told otherwise. `lora` are [NAME=]PATH[:WEIGHT];
+    `offload`, `vae_tiling` and `vae_slicing` as in `load`. ValueError on values that cannot run.
     """
 
     queries: tuple[str, ...]
@@ -49,6 +51,10 @@ class Job:
     max_batch: int = 16
     delay: int = 0
     size: int = 0
+    lora: tuple[str, ...] = ()
+    offload: str = "none"
+    vae_tiling: bool = False
+    vae_slicing: bool = False
 
     def __post_init__(self) -> None:
         if not self.queries:
@@ -81,6 +87,8 @@ class Job:
             )
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype is {self.dtype!r}; choose one of {', '.join(DTYPES)}")
+        if self.offload not in OFFLOADS:
+            raise ValueError(f"offload is {self.offload!r}; choose one of {', '.join(OFFLOADS)}")
 
     @property
     def refined_steps(self) -> tuple[int, ...]:
@@ -99,12 +107,15 @@ class Job:
         return [(query, self.seed + i) for query in self.queries for i in range(self.n)]
 
     def as_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "queries": list(self.queries), "window": list(self.window)}
+        lists = {name: list(getattr(self, name)) for name in LISTS}
+        return {**asdict(self), **lists}
 
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> Job:
         """The job written down by `as_dict`; ValueError on settings that are missing or unknown."""
-        values = {"delay": 0, "size": 0, **values}  # not in the traces of earlier versions
+        since = {"delay": 0, "size": 0, "lora": [], "offload": "none", "vae_tiling": False,
+                 "vae_slicing": False}  # fmt: skip
+        values = {**since, **values}  # not in the traces of earlier versions
         known = {field.name for field in fields(Job)}
         wrong = sorted(known ^ set(values))
         if wrong:
@@ -113,4 +124,4 @@ class Job:
             value, kind = values[field.name], KINDS[str(field.type).split("[")[0]]
             if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
                 raise ValueError(f"the job's {field.name} is {value!r}, which is not what it was written as")
-        return Job(**{**values, "queries": tuple(values["queries"]), "window": tuple(values["window"])})
+        return Job(**{**values, **{name: tuple(values[name]) for name in LISTS}})

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -16,11 +17,13 @@ from safetensors import SafetensorError
 
 from promptloop.denoisers import load as load_denoiser
 from promptloop.denoisers.denoiser import Denoiser
+from promptloop.denoisers.loras import LoraSource, files
 from promptloop.names import HUB_ID, LORA_CONFIG, nearest
 from promptloop.policies.contract import Policy
 from promptloop.policies.endpoint import Endpoint, is_server
 from promptloop.policies.first import First
 from promptloop.recipes import runs
+from promptloop.recipes.digests import folder_digest, lora_entry
 from promptloop.world import BACKBONES, weights
 
 if TYPE_CHECKING:
@@ -28,7 +31,6 @@ if TYPE_CHECKING:
 
 NAMES = {"backbone": BACKBONES, "policy": ("mini-policy", "mini-vlm", "none")}
 DOTTED = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
-LOADED = {".safetensors", ".bin", ".json", ".txt", ".model", ".jinja", ".py"}
 
 
 @final
@@ -41,10 +43,12 @@ class Part:
     folder: Path | None = None
     sha256: str | None = None
     embedded: bool = False
+    loras: tuple[dict[str, Any], ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         kind = type(self.value).__name__
-        return {"name": self.name, "class": kind, "sha256": self.sha256, "embedded": self.embedded}
+        told = {"name": self.name, "class": kind, "sha256": self.sha256, "embedded": self.embedded}
+        return told | ({"loras": list(self.loras)} if self.loras else {})
 
 
 def device_named(name: str) -> torch.device:
@@ -58,20 +62,36 @@ def device_named(name: str) -> torch.device:
     return torch.device(name)
 
 
-def backbone(name: str, device: torch.device, dtype: torch.dtype, size: int = 0) -> Part:
-    """The denoiser `name` stands for, images of `size` (0: its own); ValueError saying what was tried."""
-    options: dict[str, Any] = {"dtype": dtype, "device": device, "size": size or None}
+def backbone(
+    name: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    lora: Sequence[str] = (),
+    size: int = 0,
+    **memory: Any,
+) -> Part:
+    """The denoiser `name` stands for, images of `size` (0: its own); ValueError saying what was tried.
+
+    `lora`: more LoRAs, as [NAME=]PATH[:WEIGHT]. `memory`: `load`'s offload, tiling and slicing.
+    """
     if DOTTED.fullmatch(name) and size:
         raise ValueError(f"size is {size}, but backbone {name!r} is made by Python; set its size there")
     if DOTTED.fullmatch(name):
+        if lora or any(value not in (False, "none") for value in memory.values()):
+            raise ValueError(f"backbone {name!r} is made by your own code; load its LoRAs there")
         return Part(name, made_by(name, Denoiser, "backbone"))
     where, embedded = locate(name, "backbone")
-    base = lora_base(Path(where))
+    base, more = lora_base(Path(where)), [LoraSource.parse(text) for text in lora]
+    added = files(more)  # before anything heavy is loaded
+    settings: dict[str, Any] = {"dtype": dtype, "device": device, "size": size or None, **memory}
     if base is None:
-        return part(name, "backbone", load_denoiser(where, **options), where, embedded)
-    below, embedded = locate(base, "backbone")
-    tuned = load_denoiser(below, **options, lora=where)
-    return part(name, "backbone", tuned, where, embedded)
+        value = load_denoiser(where, lora=more, **settings)
+    else:
+        below, embedded = locate(base, "backbone")
+        value = load_denoiser(below, lora=[LoraSource(where, 1.0, "tuned"), *more], **settings)
+    found = part(name, "backbone", value, where, embedded)
+    return replace(found, loras=tuple(lora_entry(source, file) for source, file in added.values()))
 
 
 def policy(name: str, device: torch.device, dtype: torch.dtype, temperature: float) -> Part:
@@ -277,23 +297,3 @@ def snapshot(hub_id: str) -> Path:
     from huggingface_hub import snapshot_download
 
     return Path(snapshot_download(hub_id, local_files_only=True))
-
-
-def folder_digest(folder: Path) -> str:
-    """sha256 over the names and contents of the files a model is loaded from."""
-    lines = []
-    for file in sorted(folder.rglob("*")):
-        inside = file.relative_to(folder)
-        hidden = any(name.startswith(".") for name in inside.parts)
-        if file.is_file() and file.suffix in LOADED and not hidden:
-            lines.append(f"{inside.as_posix()} {file_digest(file)}\n")
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
-
-
-def file_digest(file: Path) -> str:
-    """sha256 of one file; the hub's cache names large files by it already."""
-    blob = file.resolve().name
-    if file.is_symlink() and re.fullmatch(r"[0-9a-f]{64}", blob):
-        return blob
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -130,3 +130,10 @@ def check_weights(role: str, found: Part | None, wanted: dict[str, Any] | None) 
             f"the {role} {found.name!r} is not the one of the trace: its weights have sha256 "
             f"{str(found.sha256)[:12]}, the trace's {str(wanted['sha256'])[:12]}"
         )
+    told = {lora["name"]: lora["sha256"] for lora in (wanted or {}).get("loras", [])}
+    for lora in found.loras if found is not None else ():
+        if lora["sha256"] != told.get(lora["name"]):
+            raise ValueError(
+                f"the LoRA {lora['name']!r} ({lora['path']}) is not the one of the trace: its sha256 is "
+                f"{lora['sha256'][:12]}, the trace's {str(told.get(lora['name']))[:12]}"
+            )

@@ -1,0 +1,251 @@
+"""LoRAs of a pipeline: several at once, each a separate set of weights that is switched by its name."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import re
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from huggingface_hub import snapshot_download
+from safetensors.torch import load_file
+
+from promptloop.names import HUB_ID, LORA_CONFIG, LORA_PREFIX, one_of
+
+USUAL_FILES = {"pytorch_lora_weights", "adapter_model"}  # stems that say nothing: their folder names the LoRA
+MATRIX = re.compile(r"(lora_[AB]|[._]down|[._]up)\.weight$")  # in the layouts of peft, diffusers and kohya
+TEXT = re.compile(r"^(text_encoder|lora_te)")
+
+
+@final
+@dataclass(frozen=True)
+class LoraSource:
+    """A LoRA to load, `weight` times as strong as trained. `path`: a folder, .safetensors file or hub id.
+
+    `name` is what it is switched by; "" takes the folder's or file's. ValueError for an infinite weight or a
+    name that is not made of letters, digits and underscores.
+    """
+
+    path: str
+    weight: float = 1.0
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            path = Path(self.path).expanduser()
+            named = path.stem if path.suffix == ".safetensors" else path.name
+            named = path.resolve().parent.name if named in USUAL_FILES else named
+            object.__setattr__(self, "name", re.sub(r"\W+", "_", named).strip("_") or "lora")
+        if not re.fullmatch(r"\w+", self.name):
+            raise ValueError(f"the LoRA's name {self.name!r} must be letters, digits and underscores")
+        if not math.isfinite(self.weight):
+            raise ValueError(f"the weight of lora {self.path} is {self.weight}; give a finite number")
+
+    @staticmethod
+    def parse(text: str) -> LoraSource:
+        """From "[NAME=]PATH[:WEIGHT]", as on the command line; a text that is a path as it is has neither."""
+        if Path(text).expanduser().exists():
+            return LoraSource(text)
+        found = re.fullmatch(r"(?:(?P<name>\w+)=)?(?P<path>.+?)(?::(?P<weight>[-+.\deE]+))?", text)
+        if found is None:
+            raise ValueError(f"lora {text!r} is not [NAME=]PATH[:WEIGHT]")
+        try:
+            weight = float(found["weight"] or 1.0)
+        except ValueError:
+            raise ValueError(f"the weight in lora {text!r} is not a number; write PATH:0.8") from None
+        return LoraSource(found["path"], weight, found["name"] or "")
+
+
+Given = str | Path | LoraSource | Sequence[str | Path | LoraSource] | Mapping[str, float] | None
+
+
+def sources(given: Given) -> list[LoraSource]:
+    """One path, several, or a mapping from path to weight, as a list; ValueError where two have one name."""
+    if isinstance(given, Mapping):
+        found = [LoraSource(str(path), float(weight)) for path, weight in given.items()]
+    else:
+        row = [] if given is None else [given] if isinstance(given, str | Path | LoraSource) else [*given]
+        found = [item if isinstance(item, LoraSource) else LoraSource(str(item)) for item in row]
+    for name, count in Counter(source.name for source in found).items():
+        if count > 1:
+            where = ", ".join(source.path for source in found if source.name == name)
+            raise ValueError(f"{count} LoRAs would be called {name!r} ({where}); give each a name of its own")
+    return found
+
+
+# --- loading
+
+
+def files(given: Given) -> dict[str, tuple[LoraSource, Path]]:
+    """Name -> the LoRA and its file of weights; ValueError where one is absent or not one file."""
+    return {source.name: (source, file_of(source.path)) for source in sources(given)}
+
+
+def file_of(path: str) -> Path:
+    """The .safetensors file of the LoRA at `path`, downloaded for a hub id."""
+    local = Path(path).expanduser()
+    if not local.exists():
+        if not HUB_ID.fullmatch(path):
+            raise ValueError(f"lora {path} does not exist; give a folder, a .safetensors file or a hub id")
+        try:
+            wanted = ["*.safetensors", LORA_CONFIG]
+            local = Path(snapshot_download(path, allow_patterns=wanted, ignore_patterns="*/*"))
+        except (OSError, ValueError) as error:
+            raise ValueError(f"lora {path} is neither here nor on the hub: {_sentence(error)}") from error
+    found = [local] if local.is_file() else sorted(local.glob("*.safetensors"))
+    if len(found) != 1 or found[0].suffix != ".safetensors":
+        names = ", ".join(file.name for file in found) or "none"
+        raise ValueError(f"lora {path} must be one .safetensors file (or a folder with one); found: {names}")
+    return found[0]
+
+
+def add(pipe: Any, found: Mapping[str, tuple[LoraSource, Path]]) -> None:
+    """Loads the LoRAs into the pipeline, text encoders included, and puts them in force with their weights.
+
+    ValueError for one that does not fit, in whole or in part: no weight of a file is left out.
+    """
+    for source, file in found.values():
+        _add(pipe, source, file)
+    if found:
+        _put(_layers(_parts(pipe).values()), {name: source.weight for name, (source, _) in found.items()})
+
+
+def _add(pipe: Any, source: LoraSource, file: Path) -> None:
+    """One LoRA in the diffusers or the peft layout, not yet with its weight."""
+    from promptloop.denoisers.latent import quiet
+
+    kind, settings = type(pipe).__name__, file.with_name(LORA_CONFIG)
+    try:
+        with quiet("diffusers", "transformers", level=logging.CRITICAL), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # they tell every part that a LoRA has nothing for
+            if settings.is_file():
+                network = pipe.components.get("unet") or pipe.components["transformer"]
+                held = {key.removeprefix(LORA_PREFIX): value for key, value in load_file(file).items()}
+                metadata = json.loads(settings.read_text(encoding="utf-8"))
+                network.load_lora_adapter(held, prefix=None, metadata=metadata, adapter_name=source.name)
+            else:
+                where = {"weight_name": file.name, "use_safetensors": True}
+                held = pipe.lora_state_dict(str(file.parent), **where)
+                held = held[0] if isinstance(held, tuple) else held
+                pipe.load_lora_weights(str(file.parent), adapter_name=source.name, **where)
+    except (ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
+        why = _sentence(error)
+        why = "its text encoder has other sizes" if "ignore_mismatched_sizes" in why else why
+        raise ValueError(f"lora {source.path} does not fit {kind}: {why}") from error
+    _whole(pipe, source, held, [*load_file(file)])
+
+
+def _whole(pipe: Any, source: LoraSource, held: Mapping[str, Any], raw: Sequence[str]) -> None:
+    """ValueError unless every matrix of the file has found a place of its size, text encoders' included.
+
+    `held` are the tensors as diffusers reads them, `raw` the names in the file.
+    """
+    kind, parts = type(pipe).__name__, _parts(pipe)
+    placed = {name: _sizes(part, source.name) for name, part in parts.items()}
+    if not any(placed.values()):
+        raise ValueError(f"lora {source.path} names no weights of {kind}; it is for another backbone")
+    texts = [key for key in [*held, *raw] if TEXT.match(key)]
+    if texts and not any(sizes for name, sizes in placed.items() if name.startswith("text_encoder")):
+        raise ValueError(f"lora {source.path} has weights for a text encoder ({texts[0]}, ...), which "
+                         f"diffusers cannot load into {kind}; give a LoRA of the network alone")  # fmt: skip
+    wanted = Counter(value.numel() for key, value in held.items() if MATRIX.search(key))
+    if lost := wanted - sum(placed.values(), Counter()):
+        raise ValueError(f"lora {source.path} fits {kind} in part only: {lost.total()} of its "
+                         f"{wanted.total()} matrices found no place; it is for another backbone")  # fmt: skip
+
+
+def _sizes(part: Any, name: str) -> Counter[int]:
+    """The sizes of the LoRA's matrices that `part` holds."""
+    ends = tuple(f"lora_{side}.{name}.weight" for side in "AB")
+    return Counter(value.numel() for key, value in part.named_parameters() if key.endswith(ends))
+
+
+# --- switching
+
+
+def weights(pipe: Any) -> dict[str, float]:
+    """Name -> weight in force of every LoRA that the pipeline has; 0 where it is off."""
+    found: dict[str, float] = {}
+    for layer in _layers(_parts(pipe).values()):
+        for name in layer.scaling:
+            on = not layer.disable_adapters and name in layer.active_adapters
+            found[name] = round(layer.scaling[name] / _unit(layer, name), 6) if on else found.get(name, 0.0)
+    return found
+
+
+@contextmanager
+def switched(modules: Sequence[Any], wanted: Mapping[str, float]) -> Iterator[None]:
+    """Inside, the LoRAs of `modules` act with the `wanted` weights and all others are off: with none at all,
+    every layer is bit for bit what it is without LoRAs. Afterwards all is as before, gradients' flags too.
+
+    ValueError for a name that is not there, an infinite weight, and LoRAs that are fused into the weights.
+    """
+    layers = _layers(modules)
+    known = {name for layer in layers for name in layer.scaling}
+    for name, weight in wanted.items():
+        if not known:
+            raise ValueError(f"there is no LoRA {name!r}: this backbone has none; load it with lora=")
+        one_of(name, sorted(known), "LoRA")
+        if not math.isfinite(weight):
+            raise ValueError(f"the weight of LoRA {name!r} is {weight}; give a finite number")
+    if any(layer.merged for layer in layers):
+        raise ValueError("a fused LoRA cannot be switched; call pipe.unfuse_lora() first")
+    before = [(layer.disable_adapters, [*layer.active_adapters], {**layer.scaling}) for layer in layers]
+    _put(layers, wanted)
+    try:
+        yield
+    finally:
+        for layer, (off, active, scaling) in zip(layers, before, strict=True):
+            with _flags_kept(layer):
+                layer.scaling.update(scaling)
+                layer.set_adapter(active)
+                layer.enable_adapters(not off)
+
+
+def _put(layers: Sequence[Any], wanted: Mapping[str, float]) -> None:
+    for layer in layers:
+        on = [name for name, weight in wanted.items() if weight and name in layer.scaling]
+        with _flags_kept(layer):
+            for name in on:
+                layer.set_scale(name, wanted[name])
+            layer.set_adapter(on)
+            layer.enable_adapters(bool(on))
+
+
+@contextmanager
+def _flags_kept(layer: Any) -> Iterator[None]:
+    """peft makes what it switches on trainable, and off frozen."""
+    flags = [(p, p.requires_grad) for p in layer.parameters()]
+    yield
+    for p, flag in flags:
+        p.requires_grad_(flag)
+
+
+def _unit(layer: Any, name: str) -> float:
+    """The layer's scaling at weight 1."""
+    rank = layer.r[name]
+    return layer.lora_alpha[name] / (math.sqrt(rank) if layer.use_rslora.get(name) else rank)
+
+
+def _parts(pipe: Any) -> dict[str, Any]:
+    return {name: part for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
+
+
+def _layers(modules: Any) -> list[Any]:
+    """The LoRA layers of some modules."""
+    from peft.tuners.lora import LoraLayer
+
+    return [layer for module in modules for layer in module.modules() if isinstance(layer, LoraLayer)]
+
+
+def _sentence(error: Exception) -> str:
+    """The first line of an error, without its traceback."""
+    return str(error).strip().partition("\n")[0]
