@@ -14,12 +14,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
-from transformers.models.smolvlm import processing_smolvlm
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
 from promptloop.policies.processor import image_only
-
-processing_smolvlm.num2words = str  # a package its processor insists on, to name the frames of a video
 
 TEXT = [
     "You write prompts for an image generator. Reply with one short line: the prompt, or keep.",

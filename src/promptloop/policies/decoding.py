@@ -46,6 +46,19 @@ class Inputs:
 
 
 @dataclass(frozen=True)
+class Sampling:
+    """What drafts are drawn from: which tokens end one, which are never drawn, and whether the prompt's first
+    token is not in the template but the tokenizer's.
+    """
+
+    temperature: float
+    longest: int
+    ends: tuple[int, ...]
+    never: tuple[int, ...]
+    adds_first: bool
+
+
+@dataclass(frozen=True)
 class Prefilled:
     """Prompts that have been read: logits [B, V] of the next token, and what decoding goes on from."""
 
