@@ -60,8 +60,11 @@ def with_lora(policy: Mllm, settings: LoRA, *, seed: int, base: str | None = Non
     """The policy with a LoRA, which alone is trained: its own, or else a fresh one that changes nothing yet.
 
     `base` is written into a fresh LoRA's config as the weights it belongs to. ValueError where the policy's
-    own LoRA is of another size.
+    own LoRA is of another size, and for four-bit weights on the CPU: having once run without gradients there,
+    bitsandbytes' layers pass none on (0.50, AVX512), and say nothing.
     """
+    if getattr(policy.network, "is_loaded_in_4bit", False) and policy.network.device.type == "cpu":
+        raise ValueError("four-bit weights on the CPU can be sampled from, not trained beside; use a GPU")
     from peft import LoraConfig, PeftModel, get_peft_model
 
     if isinstance(policy.network, PeftModel):  # a LoRA that was loaded is trained on

@@ -77,6 +77,7 @@ class Mllm(Policy):
         network: Any = AutoModelForImageTextToText.from_pretrained(
             str(path_or_id), dtype=dtype, use_safetensors=True, **quantized(quantize, dtype, device)
         )
+        network.requires_grad_(quantize == "none")
         limit = network.generation_config.max_new_tokens
         if lora is not None:
             from peft import PeftModel

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from typing import Any, Literal
 
 import torch
@@ -21,9 +20,10 @@ def quantized(quantize: Quantize, dtype: torch.dtype, device: str | torch.device
     one_of(quantize, ("none", "4bit"), "quantize")
     if quantize == "none":
         return {}
-    if find_spec("bitsandbytes") is None:
-        raise ValueError("quantize 4bit needs bitsandbytes: pip install 'promptloop[4bit]'")
-    import bitsandbytes
+    try:
+        import bitsandbytes
+    except ImportError as error:
+        raise ValueError("quantize 4bit needs bitsandbytes: pip install 'promptloop[4bit]'") from error
     from transformers import BitsAndBytesConfig
 
     kind = torch.device(device).type
