@@ -43,7 +43,7 @@ PLAIN = {  # a server takes what a request does not say from the model's generat
 
 @final
 @dataclass(frozen=True)
-class Server:
+class VllmServer:
     """Where vLLM listens (`url`, ending in /v1), and how patiently it is asked: at most `at_once` requests
     at a time, each answered within `timeout` seconds, asked again up to `tries` times when it is not.
     """
@@ -71,7 +71,7 @@ class Served(Policy):
     other drafts than the policy would.
     """
 
-    def __init__(self, policy: Mllm, server: Server, folder: Path) -> None:
+    def __init__(self, policy: Mllm, server: VllmServer, folder: Path) -> None:
         if not hasattr(policy.network, "peft_config"):
             raise ValueError("a server follows a policy by its LoRA, and this one has none; train a LoRA")
         self.policy, self.server, self.folder = policy, server, folder

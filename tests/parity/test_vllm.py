@@ -14,7 +14,7 @@ from promptloop.objectives.policy_gradient import Surrogate, policy_gradient
 from promptloop.parameters import LoRA, with_lora
 from promptloop.policies import Draft, Mllm, Request
 from promptloop.policies.contract import LIKELIEST
-from promptloop.policies.served import Served, Server, signed
+from promptloop.policies.served import Served, VllmServer, signed
 
 SEEDS = [3, 2**63 + 5, LIKELIEST, 7]
 FAMILIES = ["idefics3", "qwen2_5_vl", "llava"]
@@ -50,7 +50,7 @@ def requests() -> list[Request]:
 @pytest.fixture
 def server(policy: Mllm, folders: dict[str, Path], tmp_path: Path) -> Iterator[tuple[Served, Engine]]:
     with stand_in(folders["idefics3"]) as (url, engine):
-        yield Served(policy, Server(url, tries=2), tmp_path / "loras"), engine
+        yield Served(policy, VllmServer(url, tries=2), tmp_path / "loras"), engine
 
 
 def log_prob_of(policy: Mllm, drafts: list[Draft]) -> list[torch.Tensor]:
@@ -68,7 +68,7 @@ def test_an_exact_server_draws_the_policys_own_drafts(
     policy = Mllm.load(folders[family], max_new_tokens=8, temperature=0.8)
     policy = moved(with_lora(policy, LoRA(4, 8), seed=0))
     with stand_in(folders[family]) as (url, _):
-        served = Served(policy, Server(url), tmp_path)
+        served = Served(policy, VllmServer(url), tmp_path)
         served.follow()
         theirs, ours = served.write(requests(), SEEDS), policy.write(requests(), SEEDS)
     for a, b in zip(theirs, ours, strict=True):
@@ -114,7 +114,7 @@ def test_another_engine_is_measured_corrected_and_refused(folders: dict[str, Pat
     """A server whose logits are 3% larger. Fails when the gap's sign is turned, or padding is counted."""
     policy = moved(with_lora(Mllm.load(folders["idefics3"], max_new_tokens=8), LoRA(4, 8), seed=0))
     with stand_in(folders["idefics3"], scale=1.03) as (url, _):
-        served = Served(policy, Server(url), tmp_path)
+        served = Served(policy, VllmServer(url), tmp_path)
         served.follow()
         drafts = served.write([requests()[1]] * 30, range(30))
     rows = log_prob_of(policy, drafts)
@@ -136,7 +136,7 @@ def test_log_probs_before_temperature_are_refused(folders: dict[str, Path], tmp_
     policy = Mllm.load(folders["idefics3"], max_new_tokens=8, temperature=0.5)
     policy = with_lora(policy, LoRA(4, 8), seed=0)
     with stand_in(folders["idefics3"], raw=True) as (url, _):
-        served = Served(policy, Server(url), tmp_path)
+        served = Served(policy, VllmServer(url), tmp_path)
         served.follow()
         rows = log_prob_of(policy, served.write(requests()[:2], [1, 2]))
     with pytest.raises(ValueError, match="nothing is trained on them"):
@@ -199,13 +199,13 @@ def test_what_a_server_gets_wrong_is_said(server: tuple[Served, Engine], policy:
 def test_bad_settings_are_errors(policy: Mllm, folders: dict[str, Path], tmp_path: Path) -> None:
     for url in ("127.0.0.1:8000/v1", "http://127.0.0.1:8000", "ftp://x/v1"):
         with pytest.raises(ValueError, match="give one like http"):
-            Server(url)
+            VllmServer(url)
     with pytest.raises(ValueError, match="tries 0"):
-        Server("http://127.0.0.1:8000/v1", tries=0)
+        VllmServer("http://127.0.0.1:8000/v1", tries=0)
     with pytest.raises(ValueError, match="this one has none"):
-        Served(Mllm.load(folders["idefics3"]), Server("http://127.0.0.1:1/v1"), tmp_path)
+        Served(Mllm.load(folders["idefics3"]), VllmServer("http://127.0.0.1:1/v1"), tmp_path)
     with pytest.raises(ConnectionError, match="gave no answer"):
-        Served(policy, Server("http://127.0.0.1:1/v1", tries=1), tmp_path).follow()
+        Served(policy, VllmServer("http://127.0.0.1:1/v1", tries=1), tmp_path).follow()
     with pytest.raises(ValueError, match="mismatch_cap is 0.5"):
         Mismatch(cap=0.5)
     with pytest.raises(ValueError, match="mismatch_limit is 0"):
