@@ -13,13 +13,14 @@ import transformers as tf
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
+from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
+from transformers.models.llava_onevision.image_processing_pil_llava_onevision import (
+    LlavaOnevisionImageProcessorPil,
+)
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
-from transformers.models.smolvlm import processing_smolvlm
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
 from promptloop.policies.processor import image_only
-
-processing_smolvlm.num2words = str  # a package its processor insists on, to name the frames of a video
 
 TEXT = [
     "You write prompts for an image generator. Reply with one short line: the prompt, or keep.",
@@ -31,6 +32,7 @@ CHATML = (
     "{% if c['type'] == 'image' %}IMAGE{% else %}{{ c['text'] }}{% endif %}{% endfor %}"
     "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+PINPOINTS = [[32, 64], [64, 32]]
 WIDTH = {
     "hidden_size": 48,
     "intermediate_size": 96,
@@ -102,6 +104,62 @@ def llava(folder: Path) -> Path:
         chat_template=CHATML.replace("IMAGE", "<image>"),
     )
     return _save(tf.LlavaForConditionalGeneration(config), processor, folder)
+
+
+SIGHT = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "image_size": 32,
+    "patch_size": 8,
+}
+
+
+def _llava_tiles(
+    folder: Path, config: type, network: type, processor: tf.ProcessorMixin, vision: tf.PretrainedConfig
+) -> Path:
+    """A LLaVA that cuts a picture into tiles and leaves the padding out."""
+    words = processor.tokenizer
+    whole = config(
+        vision_config=vision,
+        text_config=tf.LlamaConfig(vocab_size=len(words), **WIDTH),
+        image_token_id=words.convert_tokens_to_ids("<image>"),
+        vision_feature_layer=-1,
+        vision_feature_select_strategy=processor.vision_feature_select_strategy,
+        image_grid_pinpoints=PINPOINTS,
+    )
+    return _save(network(whole), processor, folder)
+
+
+def llava_next(folder: Path) -> Path:
+    images = LlavaNextImageProcessorPil(
+        size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}, image_grid_pinpoints=PINPOINTS
+    )
+    processor = tf.LlavaNextProcessor(
+        images,
+        tokenizer("<image>"),
+        patch_size=8,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=CHATML.replace("IMAGE", "<image>"),
+    )
+    kinds = (tf.LlavaNextConfig, tf.LlavaNextForConditionalGeneration)
+    return _llava_tiles(folder, *kinds, processor, tf.CLIPVisionConfig(projection_dim=32, **SIGHT))
+
+
+def llava_onevision(folder: Path) -> Path:
+    size = {"height": 32, "width": 32}
+    processor = image_only(tf.LlavaOnevisionProcessor)(
+        LlavaOnevisionImageProcessorPil(size=size, image_grid_pinpoints=PINPOINTS),
+        tokenizer("<image>", "<video>"),
+        num_image_tokens=16,
+        vision_feature_select_strategy="full",
+        chat_template=CHATML.replace("IMAGE", "<image>"),
+    )
+    vision = tf.SiglipVisionConfig(vision_use_head=False, **SIGHT)
+    kinds = (tf.LlavaOnevisionConfig, tf.LlavaOnevisionForConditionalGeneration)
+    return _llava_tiles(folder, *kinds, processor, vision)
 
 
 def _idefics(
@@ -214,10 +272,11 @@ FAMILIES: dict[str, Callable[[Path], Path]] = {
     "qwen2_5_vl": qwen2_5_vl,
     "qwen3_vl": qwen3_vl,
 }
+MORE = {"llava_next": llava_next, "llava_onevision": llava_onevision}  # looked at more briefly
 
 
 def build(family: str, folder: Path, seed: int = 0) -> Path:
     """One tiny model of `family`, saved to `folder` with seeded random weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return FAMILIES[family](folder)
+        return {**FAMILIES, **MORE}[family](folder)

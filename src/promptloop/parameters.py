@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from promptloop.names import LORA_PREFIX
 from promptloop.policies.mllm import Mllm
 from promptloop.swap import in_place
 
+LANGUAGE = "language"
 EYES = r".*(vision|visual|image|projector|connector|merger).*"  # what the chat model families call them
 
 
@@ -26,24 +28,44 @@ class LoRA:
 
     `targets`, for a policy: "language" means every linear layer of the language model, so that the eyes
     (vision tower, projector) stay as they are and need no gradient; "all-linear" every one but the output
-    head, as peft has it. For a denoiser both mean its attention layers.
+    head, as peft has it. For a denoiser both mean its attention layers. Any other string is a regular
+    expression, which a layer's whole name must match.
     """
 
     rank: int = 16
     alpha: int = 32
-    targets: tuple[str, ...] | Literal["language", "all-linear"] = "language"
+    targets: tuple[str, ...] | str = LANGUAGE
 
     def __post_init__(self) -> None:
         if self.rank < 1 or self.alpha < 1:
             raise ValueError(f"rank is {self.rank}, alpha {self.alpha}; both must be at least 1")
+        if isinstance(self.targets, str):
+            try:
+                re.compile(self.targets)
+            except re.error as error:
+                raise ValueError(f"lora_targets {self.targets!r} is no regular expression: {error}") from None
+
+    def found_in(self, network: nn.Module) -> tuple[str, ...] | str:
+        """The targets; ValueError, naming some layers, where they are a regular expression for none."""
+        wanted, linear = self.targets, [n for n, m in network.named_modules() if isinstance(m, nn.Linear)]
+        named = not isinstance(wanted, str) or wanted in (LANGUAGE, "all-linear")
+        if not named and not any(re.fullmatch(str(wanted), name) for name in linear):
+            some = ", ".join(sorted({re.sub(r"\d+", "0", name) for name in linear})[:6])
+            raise ValueError(
+                f"lora_targets {wanted!r} matches no linear layer; it must match whole names, such as {some}"
+            )
+        return wanted
 
 
 def with_lora(policy: Mllm, settings: LoRA, *, seed: int, base: str | None = None) -> Mllm:
     """The policy with a LoRA, which alone is trained: its own, or else a fresh one that changes nothing yet.
 
     `base` is written into a fresh LoRA's config as the weights it belongs to. ValueError where the policy's
-    own LoRA is of another size.
+    own LoRA is of another size, and for four-bit weights on the CPU: having once run without gradients there,
+    bitsandbytes' layers pass none on (0.50, AVX512), and say nothing.
     """
+    if getattr(policy.network, "is_loaded_in_4bit", False) and policy.network.device.type == "cpu":
+        raise ValueError("four-bit weights on the CPU can be sampled from, not trained beside; use a GPU")
     from peft import LoraConfig, PeftModel, get_peft_model
 
     if isinstance(policy.network, PeftModel):  # a LoRA that was loaded is trained on
@@ -51,9 +73,12 @@ def with_lora(policy: Mllm, settings: LoRA, *, seed: int, base: str | None = Non
         if (there.r, there.lora_alpha) != (settings.rank, settings.alpha):
             raise ValueError(f"the policy has a LoRA of rank {there.r}, alpha {there.lora_alpha}; it cannot "
                              f"be trained on with rank {settings.rank}, alpha {settings.alpha}")  # fmt: skip
+        if settings.targets != LANGUAGE:
+            raise ValueError(f"the policy has a LoRA already, on its own layers: lora_targets "
+                             f"{settings.targets!r} has no place beside it")  # fmt: skip
         return policy
-    language = settings.targets == "language"
-    named = "all-linear" if language else settings.targets
+    language = settings.targets == LANGUAGE
+    named = "all-linear" if language else settings.found_in(policy.network)
     config = LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,
@@ -76,7 +101,8 @@ def lora_on(denoiser: Any, settings: LoRA, *, seed: int) -> None:
     """Gives the denoiser's network a fresh LoRA on its attention layers, which alone is trained."""
     from peft import LoraConfig
 
-    wanted = list(ATTENTION) if isinstance(settings.targets, str) else list(settings.targets)
+    named = ATTENTION if settings.targets in (LANGUAGE, "all-linear") else settings.found_in(denoiser.network)
+    wanted = named if isinstance(named, str) else list(named)
     config = LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=wanted)
     denoiser.network.requires_grad_(False)
     with torch.random.fork_rng(devices=[]):

@@ -1,4 +1,4 @@
-"""Every block of the README runs, and every Python block of docs/."""
+"""Every block of the README runs, and every Python block of docs/ (of models.md in tests of their own)."""
 
 import os
 import re
@@ -18,7 +18,7 @@ SHELL = [block for language, block in BLOCKS if language == "sh"]
 DOCS = [
     block
     for file in sorted((ROOT / "docs").rglob("*.md"))
-    if file.name != "models.md"  # its hub ids need tiny folders: tests/parity/test_backbones.py
+    if file.name != "models.md"  # its hub ids need tiny folders: test_models_*.py, parity/test_backbones.py
     for block in re.findall(r"^```python\n(.*?)^```", file.read_text(), flags=re.MULTILINE | re.DOTALL)
 ]
 PYTHON = [block for language, block in BLOCKS if language == "python"]

@@ -99,6 +99,7 @@ def policy_gradient(
     *,
     old: Tensor | None = None,
     reference: Tensor | None = None,
+    correction: Tensor | None = None,
     tokens: int | None = None,
     drafts: int | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -106,8 +107,10 @@ def policy_gradient(
 
     log_probs, mask [B, T], advantages [B]. old [B, T]: the log-probs at the time of drawing; None says that
     the weights have not moved since, and the ratio is 1 with the gradient of log_probs (no second forward
-    pass). reference [B, T]: None stands for old. tokens, drafts: the whole batch's numbers of actions and
-    of rows, where this is one part of it; the losses of the parts then add up to the batch's loss.
+    pass). reference [B, T]: None stands for old. correction [B, T]: the importance weights of actions that
+    another policy drew than `old` (objectives/mismatch.py); the KL term is not weighed. tokens, drafts: the
+    whole batch's numbers of actions and of rows, where this is one part of it; the losses of the parts then
+    add up to the batch's loss.
     """
     on = mask.to(log_probs.dtype)
     before = log_probs.detach() if old is None else old.detach()
@@ -116,6 +119,8 @@ def policy_gradient(
     gain = advantages[:, None] * ratio
     clipped = advantages[:, None] * ratio.clamp(1 - settings.clip, 1 + high)
     each = -torch.minimum(gain, clipped)
+    if correction is not None:
+        each = each * correction.detach()
     if reference is None:
         kl = k3(torch.where(on > 0, before, log_probs.detach()), log_probs) * on
     else:

@@ -16,11 +16,13 @@ import torch
 from torch import Tensor
 
 from promptloop.objectives.contract import Batch, Objective, Share
+from promptloop.objectives.mismatch import Mismatch, gaps
 from promptloop.objectives.policy_gradient import SUMMED, Surrogate, group_advantages, policy_gradient
 from promptloop.parameters import has_reference, reference
 from promptloop.policies.contract import Draft, Policy, Request
 from promptloop.policies.first import First
 from promptloop.policies.mllm import Mllm
+from promptloop.policies.served import Served
 from promptloop.rewards.contract import Reward
 from promptloop.rollout import Geometry, Rollout, rollout
 from promptloop.timing import Stopwatch
@@ -38,6 +40,7 @@ class Portion:
     tokens: int
     rows: int
     old: Tensor | None = None
+    correction: Tensor | None = None
 
 
 @final
@@ -54,7 +57,9 @@ class PromptGRPO(Objective):
     the first prompt of an episode is written: one draft is easier to credit than five, and what is
     learned of it serves the others. `micro_batch` drafts are scored together. With `recompute` (several
     optimiser steps on one batch) the old log-probs are computed once more in the geometry of training;
-    without it the recorded ones stand and the ratio is 1.
+    without it the recorded ones stand and the ratio is 1. With `served` a server draws the drafts, which
+    follows the policy update by update; the old log-probs are then always computed here, and the `mismatch`
+    between the two is told, corrected, or refused.
     """
 
     summed = SUMMED
@@ -75,6 +80,8 @@ class PromptGRPO(Objective):
     micro_batch: int = 64
     recompute: bool = False
     tolerance: float = 1e-3
+    served: Served | None = None
+    mismatch: Mismatch = Mismatch()
     total: Sum = lambda value: value
 
     def __post_init__(self) -> None:
@@ -90,6 +97,8 @@ class PromptGRPO(Objective):
             raise ValueError(f"first_alone is {self.first_alone}, but the first draft is given")
         if self.kl_to not in ("old", "reference"):
             raise ValueError(f"kl_to is {self.kl_to!r}; choose 'old' or 'reference'")
+        if self.served is not None and self.served.policy is not self.policy:
+            raise ValueError("served follows another policy than the one that is trained; give it this one")
 
     # --- before the first update
 
@@ -114,6 +123,10 @@ class PromptGRPO(Objective):
                 f"log-probs recomputed for training differ from those drawn: the ratio is off 1 by {off:.2g} "
                 f"(tolerance {self.tolerance:g}); use float32, or turn off what changes the network meanwhile"
             )
+        if self.served is not None:
+            self.served.follow()
+            there = self.served.write(requests, list(range(len(requests))))
+            self.mismatch.measured(gaps(there, self._log_prob(there)))
         small = Geometry(
             queries=1, group=2, refinements=1, denoising_steps=2, guidance=self.geometry.guidance
         )
@@ -123,13 +136,16 @@ class PromptGRPO(Objective):
     @property
     def writer(self) -> Policy:
         """Who writes the drafts of an episode."""
-        return self.policy if self.first is None else First(self.first, self.policy)
+        later: Policy = self.policy if self.served is None else self.served
+        return later if self.first is None else First(self.first, later)
 
     # --- the two verbs
 
     def collect(self, update: int, share: Share) -> Batch:
         first, asked = share.of_rows(self.queries(update))
         geometry = self.geometry if update >= self.first_alone else replace(self.geometry, refinements=1)
+        if self.served is not None:
+            self.served.follow()
         with answering(self.policy.network):
             made = rollout(self.denoiser, self.writer, self.reward, asked, geometry,
                            seed=self.seed + update, first=first)  # fmt: skip
@@ -152,15 +168,21 @@ class PromptGRPO(Objective):
             [sum(len(d.tokens) for d, _ in pairs), len(pairs)], device=self.policy.network.device
         )
         tokens, rows = (int(n) for n in self.total(count))
-        parts, watch = [], Stopwatch()
+        parts, off, watch = [], [], Stopwatch()
         with watch("old log-probs"):
             for k in range(0, len(pairs), self.micro_batch):
                 some = pairs[k : k + self.micro_batch]
                 drafts = tuple(draft for draft, _ in some)
                 gains = torch.stack([a for _, a in some])
-                parts.append(Portion(drafts, gains, tokens, rows, self._old(drafts)))
+                part = Portion(drafts, gains, tokens, rows, self._old(drafts))
+                if self.served is not None and part.old is not None:
+                    off += (rows_off := gaps(drafts, part.old))
+                    weights = padded([self.mismatch.weights(row) for row in rows_off], part.old)
+                    part = replace(part, correction=weights.to(part.old))
+                parts.append(part)
         seconds = {**made.seconds, **watch.seconds}
         metrics = described(made, telling, self.geometry.group)
+        metrics |= {} if self.served is None else self.mismatch.measured(off)
         return Batch(tuple(parts), metrics | {"queries_cut": self._cut(asked)}, seconds, made)
 
     def loss(self, part: Portion) -> tuple[Tensor, dict[str, Tensor]]:
@@ -177,6 +199,7 @@ class PromptGRPO(Objective):
             self.surrogate,
             old=part.old,
             reference=before,
+            correction=part.correction,
             tokens=part.tokens,
             drafts=part.rows,
         )
@@ -197,9 +220,12 @@ class PromptGRPO(Objective):
         count, first, second = self.total(sums.to(self.policy.network.device)).tolist()
         return math.sqrt(max(second - first**2 / count, 0.0) / (count - 1))
 
-    @torch.no_grad()
     def _old(self, drafts: Sequence[Draft]) -> Tensor | None:
-        return self.policy.log_prob(drafts)[0] if self.recompute else None
+        return self._log_prob(drafts) if self.recompute or self.served is not None else None
+
+    @torch.no_grad()
+    def _log_prob(self, drafts: Sequence[Draft]) -> Tensor:
+        return self.policy.log_prob(drafts)[0]
 
 
 @contextmanager

@@ -46,6 +46,19 @@ class Inputs:
 
 
 @dataclass(frozen=True)
+class Sampling:
+    """What drafts are drawn from: which tokens end one, which are never drawn, and whether the prompt's first
+    token is not in the template but the tokenizer's.
+    """
+
+    temperature: float
+    longest: int
+    ends: tuple[int, ...]
+    never: tuple[int, ...]
+    adds_first: bool
+
+
+@dataclass(frozen=True)
 class Prefilled:
     """Prompts that have been read: logits [B, V] of the next token, and what decoding goes on from."""
 
@@ -74,10 +87,11 @@ def positions(network: Any, encoded: dict[str, Tensor]) -> Tensor:
     """Position ids [..., B, L] of left-padded prompts, as the family's own `generate` prepares them.
 
     Families differ (an mrope model places an image on three axes), so `generate` is asked, stopped before it
-    decodes; pixels stay out so that the vision tower does not run.
+    decodes; pixels stay out so that the vision tower does not run. What is not said here comes from the model
+    folder's generation_config: the number of rows must not.
     """
     text = {name: x for name, x in encoded.items() if "pixel" not in name}
-    pad = GenerationConfig(max_new_tokens=1, pad_token_id=0)
+    pad = GenerationConfig(max_new_tokens=1, pad_token_id=0, num_beams=1, num_return_sequences=1)
     return network.generate(**text, generation_config=pad, custom_generate=_prepared)["position_ids"]
 
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, final
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForImageTextToText, GenerationConfig
@@ -21,9 +20,11 @@ from transformers.utils import GENERATION_CONFIG_NAME
 
 from promptloop.names import HUB_ID
 from promptloop.policies.contract import LIKELIEST, Draft, Policy, Request
-from promptloop.policies.decoding import Inputs, decode, positions, prefill, shared
-from promptloop.policies.message import messages, percent, read
+from promptloop.policies.decoding import Inputs, Sampling, decode, positions, prefill, shared
+from promptloop.policies.message import messages, read
+from promptloop.policies.pictures import by_picture, identity, picture
 from promptloop.policies.processor import load_processor
+from promptloop.policies.quantize import Quantize, quantized
 
 
 @final
@@ -64,18 +65,21 @@ class Mllm(Policy):
         temperature: float = 1.0,
         max_new_tokens: int | None = None,
         image_size: int | None = None,
+        quantize: Quantize = "none",
     ) -> Mllm:
         """From a folder or a hub id. Only safetensors are read.
 
         `lora` is a PEFT folder, whose weights alone stay trainable. `max_new_tokens` None: what the LoRA was
-        trained with, else what the model's generation_config says, else 48.
+        trained with, else what the model's generation_config says, else 48. `quantize` "4bit" keeps the
+        weights in four bits (`quantize.py`); what is trained beside them is a LoRA.
         ValueError where there is no such folder and the name can be no hub id.
         """
         if not Path(path_or_id).is_dir() and not HUB_ID.fullmatch(str(path_or_id)):
             raise ValueError(f"{path_or_id} does not exist; give a folder or a hub id (owner/name)")
         network: Any = AutoModelForImageTextToText.from_pretrained(
-            str(path_or_id), dtype=dtype, use_safetensors=True
+            str(path_or_id), dtype=dtype, use_safetensors=True, **quantized(quantize, dtype, device)
         )
+        network.requires_grad_(quantize == "none")
         limit = network.generation_config.max_new_tokens
         if lora is not None:
             from peft import PeftModel
@@ -87,7 +91,8 @@ class Mllm(Policy):
                 limit = GenerationConfig.from_pretrained(str(lora)).max_new_tokens or limit
         processor = load_processor(str(path_or_id))
         limit = max_new_tokens if max_new_tokens is not None else limit or 48
-        return Mllm(network.to(device).eval(), processor, temperature, limit, image_size)
+        network = network if quantize == "4bit" else network.to(device)  # it is there already
+        return Mllm(network.eval(), processor, temperature, limit, image_size)
 
     def save(self, folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
         """Its weights (or these in their place) as safetensors, a LoRA alone, or all with the processor, and
@@ -111,21 +116,21 @@ class Mllm(Policy):
         if len(seeds) != len(requests):
             raise ValueError(f"{len(requests)} requests but {len(seeds)} seeds; give one seed per request")
         rows = range(len(requests))
-        keys = [(_key(requests[i]), int(seeds[i])) if self.reuse else (i,) for i in rows]
+        keys = [(identity(requests[i]), int(seeds[i])) if self.reuse else (i,) for i in rows]
         first = dict(zip(reversed(keys), reversed(rows), strict=True))  # equal ones are drawn once
         drawn = sorted(first.values())
         drafts: dict[int, Draft] = {}
-        for places in _by_picture([requests[i] for i in drawn]):
+        for places in by_picture([requests[i] for i in drawn]):
             chosen = [drawn[k] for k in places]
             made = self._write([requests[i] for i in chosen], [seeds[i] for i in chosen])
             drafts |= dict(zip(chosen, made, strict=True))
         return [drafts[first[key]] for key in keys]
 
     def _write(self, requests: Sequence[Request], seeds: Sequence[int]) -> list[Draft]:
-        keys = [_key(request) if self.reuse else (i,) for i, request in enumerate(requests)]
+        keys = [identity(request) if self.reuse else (i,) for i, request in enumerate(requests)]
         distinct = dict(zip(reversed(keys), reversed(requests), strict=True))
         place = {key: k for k, key in enumerate(distinct)}
-        inputs = self._encode(list(distinct.values()))
+        inputs = self.encode(list(distinct.values()))
         begun = prefill(self.network, inputs, image_token=self._image_token, reuse=self.reuse)
         begun = begun.take([place[key] for key in keys])
         forbidden = self._forbidden(begun.logits)
@@ -137,7 +142,7 @@ class Mllm(Policy):
             stop=torch.tensor(sorted(self._ends), device=self._device),
             limit=self.max_new_tokens,
         )
-        return [self._draft(*row) for row in zip(requests, tokens, log_probs, strict=True)]
+        return [self.draft(*row) for row in zip(requests, tokens, log_probs, strict=True)]
 
     def silence(self, request: Request) -> Draft:
         """The draft that ends before it has begun."""
@@ -147,7 +152,7 @@ class Mllm(Policy):
         """See `Policy.log_prob`. Differentiable; put the network in the mode (train, eval) you want."""
         width = max((len(draft.tokens) for draft in drafts), default=0)
         parts, order = [], []
-        for rows in _by_picture([draft.request for draft in drafts]):
+        for rows in by_picture([draft.request for draft in drafts]):
             parts.append(self._log_prob([drafts[i] for i in rows], width))
             order += rows
         lengths = torch.tensor([len(draft.tokens) for draft in drafts], device=self._device)
@@ -156,7 +161,7 @@ class Mllm(Policy):
         return torch.cat(parts)[back].masked_fill(~mask, 0.0), mask
 
     def _log_prob(self, drafts: Sequence[Draft], width: int) -> Tensor:
-        inputs = self._encode([draft.request for draft in drafts])
+        inputs = self.encode([draft.request for draft in drafts])
         prefix, cache = 0, None
         if self.reuse and not getattr(self.network, "is_gradient_checkpointing", False):
             prefix, cache, inputs = shared(self.network, inputs, image_token=self._image_token)
@@ -179,20 +184,20 @@ class Mllm(Policy):
 
     # --- from requests to tensors and back
 
-    def _encode(self, requests: Sequence[Request]) -> Inputs:
+    def encode(self, requests: Sequence[Request]) -> Inputs:
+        """What the network reads for these requests, all of them with an estimate or all without."""
         texts = [
-            self.processor.apply_chat_template(messages(self._plain(request)), add_generation_prompt=True)
+            self.processor.apply_chat_template(messages(self.plain(request)), add_generation_prompt=True)
             for request in requests
         ]
-        pictures = None if requests[0].estimate is None else [[_picture(request)] for request in requests]
-        begin = self.processor.tokenizer.bos_token
+        pictures = None if requests[0].estimate is None else [[picture(request)] for request in requests]
         encoded = self.processor(
             text=texts,
             images=pictures,
             padding=True,
             padding_side="left",
             return_tensors="pt",
-            add_special_tokens=begin is None or not texts[0].startswith(begin),  # not a second one
+            add_special_tokens=self.adds_first(texts[0]),
         )
         tensors = {name: x.to(self._device) for name, x in encoded.items() if isinstance(x, Tensor)}
         dtype = self.network.dtype
@@ -200,7 +205,21 @@ class Mllm(Policy):
         places = positions(self.network, tensors)
         return Inputs(tensors.pop("input_ids"), tensors.pop("attention_mask"), places, tensors)
 
-    def _plain(self, request: Request) -> Request:
+    def adds_first(self, text: str) -> bool:
+        """Whether the tokenizer may add its first token: the template has not put one there already."""
+        begin = self.processor.tokenizer.bos_token
+        return begin is None or not text.startswith(begin)
+
+    @functools.cached_property
+    def sampling(self) -> Sampling:
+        """The distribution of its drafts, said to somebody else who draws them."""
+        rows = self.network.get_output_embeddings().weight.shape[0]
+        special = {i for i in self._control if i not in self._ends and i < rows}
+        never = sorted(special | set(range(len(self.processor.tokenizer), rows)))
+        first = self.adds_first(self.processor.apply_chat_template(messages(Request("", ""))))
+        return Sampling(self.temperature, self.max_new_tokens, tuple(sorted(self._ends)), tuple(never), first)
+
+    def plain(self, request: Request) -> Request:
         """The request without the spelled-out special tokens a user or a draft may contain."""
         texts = []
         for text in (request.query, request.prompt):
@@ -209,7 +228,7 @@ class Mllm(Policy):
             texts.append(text)
         return replace(request, query=texts[0], prompt=texts[1])
 
-    def _draft(self, request: Request, tokens: Tensor, log_probs: Tensor) -> Draft:
+    def draft(self, request: Request, tokens: Tensor, log_probs: Tensor) -> Draft:
         ended = int(tokens[-1]) in self._ends
         answer = self.processor.tokenizer.decode(tokens[:-1] if ended else tokens, skip_special_tokens=True)
         text, kept = read(request, answer, ended=ended)
@@ -267,24 +286,3 @@ class Mllm(Policy):
     @property
     def _device(self) -> torch.device:
         return self.network.device
-
-
-def _by_picture(requests: Sequence[Request]) -> list[list[int]]:
-    """Row numbers of the requests without an estimate and of those with one, empty groups left out."""
-    groups: tuple[list[int], list[int]] = ([], [])
-    for i, request in enumerate(requests):
-        groups[request.estimate is not None].append(i)
-    return [group for group in groups if group]
-
-
-def _picture(request: Request) -> Image.Image:
-    """The estimate as an 8-bit picture."""
-    assert request.estimate is not None
-    pixels = (request.estimate.detach().float().clamp(0, 1) * 255).round().to(torch.uint8)
-    return Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())
-
-
-def _key(request: Request) -> tuple[Any, ...]:
-    """Equal for requests that the policy cannot tell apart."""
-    picture = None if request.estimate is None else (_picture(request).size, _picture(request).tobytes())
-    return request.query, request.prompt, percent(request), picture

@@ -1,20 +1,23 @@
 """The processor of a vision-language model, with or without torchvision.
 
-Chat models that also take video (Qwen-VL, SmolVLM) have a video processor which transformers cannot build
-without torchvision, although a policy only shows them images. Without torchvision they are loaded here with
-everything but the video part. Images then go through transformers' PIL backend, whose pixels are within 0.015
-of torchvision's: a machine with torchvision and one without may draw different prompts from the same seed.
+Chat models that also take video (Qwen-VL, SmolVLM, LLaVA-OneVision) have a video processor which transformers
+cannot build without torchvision, although a policy only shows them images. They are loaded here with
+everything but the video part, on every machine alike. Which backend prepares the images is transformers' own
+choice: torchvision where it is installed, else PIL, whose pixels are within 0.015 of torchvision's, so that
+the two may draw different prompts from the same seed.
 """
 
 from __future__ import annotations
 
 import inspect
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from transformers import AutoConfig, AutoProcessor
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from transformers.processing_utils import ProcessorMixin
-from transformers.utils import is_torchvision_available
 
 
 class _NoVideo(ProcessorMixin):  # type: ignore[misc]
@@ -49,7 +52,8 @@ def image_only(family: type[ProcessorMixin]) -> type[ProcessorMixin]:
     def init(self: Any, *parts: Any, **settings: Any) -> None:
         names = [name for name in known.parameters if name not in ("self", "video_processor")]
         given = dict(zip(names, parts, strict=False)) | settings
-        family.__init__(self, **given, video_processor=None)
+        with _naming_frames(family):
+            family.__init__(self, **given, video_processor=None)
 
     parameters = [p for name, p in known.parameters.items() if name != "video_processor"]
     init.__signature__ = known.replace(parameters=parameters)  # type: ignore[attr-defined]
@@ -61,10 +65,23 @@ def image_only(family: type[ProcessorMixin]) -> type[ProcessorMixin]:
     return type(family.__name__, (family, _NoVideo), body)
 
 
+@contextmanager
+def _naming_frames(family: type[ProcessorMixin]) -> Iterator[None]:
+    """Inside, SmolVLM's processor does not insist on num2words, with which it names the frames of a video."""
+    module: Any = sys.modules[family.__module__]
+    lacking = getattr(module, "num2words", str) is None
+    if lacking:
+        module.num2words = str
+    try:
+        yield
+    finally:
+        if lacking:
+            module.num2words = None
+
+
 def load_processor(path: str) -> Any:
-    """`AutoProcessor`, or the family's image-only form where a video processor would need torchvision."""
-    if not is_torchvision_available():
-        family: Any = PROCESSOR_MAPPING.get(type(AutoConfig.from_pretrained(path)), None)
-        if family is not None and "video_processor" in inspect.signature(family).parameters:
-            return image_only(family).from_pretrained(path)
+    """`AutoProcessor`, or the family's image-only form where it would build a video processor too."""
+    family: Any = PROCESSOR_MAPPING.get(type(AutoConfig.from_pretrained(path)), None)
+    if family is not None and "video_processor" in inspect.signature(family).parameters:
+        return image_only(family).from_pretrained(path)
     return AutoProcessor.from_pretrained(path)

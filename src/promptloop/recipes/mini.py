@@ -15,10 +15,10 @@ from torch import Tensor
 from promptloop.objectives.contract import Batch
 from promptloop.objectives.policy_gradient import Surrogate
 from promptloop.objectives.prompts import PromptGRPO
-from promptloop.parameters import LoRA, fully, has_reference, saving_memory, with_lora
+from promptloop.parameters import fully, has_reference, saving_memory, with_lora
 from promptloop.policies.mllm import Mllm
 from promptloop.processes import Processes
-from promptloop.recipes import parts, runs
+from promptloop.recipes import parts, rollouts, runs
 from promptloop.recipes.early import judges, launched
 from promptloop.recipes.progress import Progress, silent
 from promptloop.recipes.sheet import write_sheet
@@ -48,8 +48,9 @@ class Mini:
     With `first`, another policy or a run, the first draft of every trajectory is that one's likeliest
     and only the later ones are trained; both are saved together. `train_weights` "all" trains every
     weight of the policy, its eyes too, instead of a LoRA; with `policy_dtype` bfloat16 the LoRA stays
-    float32. `shard` divides the policy among processes
-    (FSDP2). `push_to_hub` is an "owner/name".
+    float32, and with `policy_quantize` 4bit its base takes a quarter of the memory. `lora_targets` is a
+    regular expression. `rollouts` is the address of a vLLM server that draws the drafts (docs/models.md).
+    `shard` divides the policy among processes (FSDP2). `push_to_hub` is an "owner/name".
     """
 
     steps: int = 100
@@ -83,6 +84,8 @@ class Mini:
     max_grad_norm: float = 1.0
     train_weights: Literal["lora", "all"] = "lora"
     rank: int = 16
+    lora_targets: str | None = None
+    policy_quantize: Literal["none", "4bit"] = "none"
     policy_dtype: Literal["float32", "bfloat16"] = "float32"
     gradient_checkpointing: bool = False
     shard: bool = False
@@ -95,6 +98,10 @@ class Mini:
     scale: Literal["group", "batch", "none"] = "group"
     micro_batch: int = 64
     max_batch: int = 96
+    rollouts: str = "none"
+    rollouts_folder: str = "none"
+    mismatch_cap: float = 2.0
+    mismatch_limit: float = 0.1
     average: float = 0.0
     base_every: int = 10
     sheet_every: int = 20
@@ -126,7 +133,8 @@ class Mini:
         for name, value in least.items():
             if getattr(self, name) < value:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {value}")
-        self.geometry(), self.surrogate(), self.training(), LoRA(self.rank, 2 * self.rank)
+        self.geometry(), self.surrogate(), self.training()
+        rollouts.check(self)
         if not 0 < self.temperature < float("inf"):
             raise ValueError(f"temperature is {self.temperature}; drafts must be drawn to be learned from: "
                              "give a number above 0")  # fmt: skip
@@ -188,17 +196,10 @@ def mini(
 
     policy, save = objective.policy, saving(objective)
     processes = processes.dividing(policy.network) if settings.shard else processes
-    done = train(
-        objective,
-        policy.network,
-        settings.training(),
-        run,
-        processes=processes,
-        save=save,
-        after=[watch, base_of(settings, objective, processes), sheet, tell],
-        last_good=last_good,
-        stop_at=stop_at,
-    )
+    hooks: list[After] = [watch, base_of(settings, objective, processes), sheet, tell]
+    with rollouts.serving(objective):
+        done = train(objective, policy.network, settings.training(), run, processes=processes, save=save,
+                     after=hooks, last_good=last_good, stop_at=stop_at)  # fmt: skip
     weights = processes.weights()
     if processes.main:
         runs.finish(run / runs.POLICY, lambda folder: save(folder, weights))
@@ -232,19 +233,15 @@ def objective_of(settings: Mini, reward: Reward, device: torch.device, processes
     """Backbone and policy with a LoRA, loaded and put together with the reward."""
     backbone = parts.backbone(settings.backbone, device, getattr(torch, settings.denoiser_dtype)).value
     where, embedded = parts.locate(settings.policy, "policy")
-    policy = parts.chat_model(
-        where,
-        device=device,
-        dtype=getattr(torch, settings.policy_dtype),
-        temperature=settings.temperature,
-        max_new_tokens=settings.max_new_tokens,
-    )
+    policy = parts.chat_model(where, device=device, dtype=getattr(torch, settings.policy_dtype),
+                              temperature=settings.temperature, max_new_tokens=settings.max_new_tokens,
+                              quantize=settings.policy_quantize)  # fmt: skip
     fresh = not has_reference(policy.network)  # else what it was before training is not its base
-    lora = LoRA(settings.rank, 2 * settings.rank)
     if settings.train_weights == "all":
         policy = fully(policy)
     else:
-        policy = with_lora(policy, lora, seed=settings.seed, base=settings.policy if embedded else where)
+        base = settings.policy if embedded else where
+        policy = with_lora(policy, rollouts.lora_of(settings), seed=settings.seed, base=base)
     if settings.gradient_checkpointing:
         saving_memory(policy)
     return PromptGRPO(
@@ -265,6 +262,8 @@ def objective_of(settings: Mini, reward: Reward, device: torch.device, processes
         recompute=settings.epochs > 1,
         tolerance=TOLERANCE[settings.policy_dtype],
         total=processes.total,
+        served=rollouts.served_of(settings, policy),
+        mismatch=rollouts.mismatch_of(settings),
     )
 
 
