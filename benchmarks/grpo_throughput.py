@@ -67,7 +67,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     settings = Mini()
-    ours = objective_of(settings, parts.reward(settings.reward), torch.device("cpu"), Processes())
+    ours = objective_of(settings, reward_named(settings.reward), torch.device("cpu"), Processes())
     sides = {"ours": ours, "naive": naive(ours, args.naive_queries)}
     found: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
     for side in sides.values():

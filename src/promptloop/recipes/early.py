@@ -52,7 +52,7 @@ def judges(settings: Mini) -> tuple[Reward, Reward | None]:
     if settings.push_to_hub != "none" and settings.train_weights == "lora" and where_is_here(settings):
         raise ValueError(f"a LoRA of {settings.policy} would be of no use to others: that folder is "
                          "here alone; give mini-vlm or a hub id, or --train-weights all")  # fmt: skip
-    return parts.reward(settings.reward), None if settings.gold == "none" else parts.reward(settings.gold)
+    return reward_named(settings.reward), None if settings.gold == "none" else reward_named(settings.gold)
 
 
 def its_own_lora(settings: Mini) -> None:

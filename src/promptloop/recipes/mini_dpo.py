@@ -98,8 +98,8 @@ def mini_dpo(
     where, embedded = parts.locate(settings.backbone, "backbone")
     base = settings.backbone if embedded else where  # not as typed: another directory would find another one
     parts.locate(settings.policy, "policy")
-    reward = parts.reward(settings.reward)
-    gold = None if settings.gold == "none" else parts.reward(settings.gold)
+    reward = reward_named(settings.reward)
+    gold = None if settings.gold == "none" else reward_named(settings.gold)
     device = parts.device_named(settings.device)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError(

@@ -119,7 +119,7 @@ def row(name: str, out: Path, count: int, seeds: int | None, policies: Path | No
     asked = [q.text for q in queries(count, 2, held_out=True)]
     scores: dict[str, list[list[float]]] = {reward: [] for reward in REWARDS}
     costs = []
-    rewards = {reward: parts.reward(reward) for reward in REWARDS}
+    rewards = {reward: reward_named(reward) for reward in REWARDS}
     for seed in range(settings["seeds"]):
         denoiser, policy, solver = loaded(said, seed, policies)
         made = measured(
