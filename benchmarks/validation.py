@@ -29,6 +29,7 @@ from promptloop.policies.first import First
 from promptloop.policies.fixed import Fixed
 from promptloop.policies.mllm import Mllm
 from promptloop.recipes import parts
+from promptloop.recipes.rewards import reward_named
 from promptloop.recipes.usual import usual
 from promptloop.world import lessons, tuning
 from promptloop.world.captions import Group, parse

@@ -9,6 +9,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from promptloop import __version__
+from promptloop.interrupt import Stopped
 from promptloop.names import nearest
 from promptloop.terminal import echo, progress_bar, warn
 
@@ -175,8 +176,12 @@ def train(
 
     given = settings_given(context.args)
     folder = out or Path("runs") / recipe
-    with progress_bar() as tell:
-        echo(run(recipe, given, folder, resume=resume, last_good=last_good, progress=tell, say=warn))
+    try:
+        with progress_bar() as tell:
+            echo(run(recipe, given, folder, resume=resume, last_good=last_good, progress=tell, say=warn))
+    except Stopped as stop:
+        echo(f"promptloop: {stop}", err=True) if str(stop) else None
+        raise typer.Exit(stop.code) from None
 
 
 @app.command(epilog="Example: promptloop reproduce C1 C3 --quick --out results")

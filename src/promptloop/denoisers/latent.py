@@ -48,6 +48,11 @@ class LatentDenoiser(Denoiser):
         return (settings.in_channels, height, width)
 
     @property
+    def modules(self) -> list[nn.Module]:
+        """The pipeline's networks."""
+        return [part for part in self.pipe.components.values() if isinstance(part, nn.Module)]
+
+    @property
     def scheduler(self) -> Any:
         """The pipeline's scheduler."""
         return self.pipe.scheduler

@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, final
 
 import torch
@@ -24,6 +24,7 @@ from promptloop.policies.first import First
 from promptloop.policies.mllm import Mllm
 from promptloop.rewards.contract import Reward
 from promptloop.rollout import Geometry, Rollout, rollout
+from promptloop.turns import DENOISER, InTurn, Turns
 
 Sum = Callable[[Tensor], Tensor]  # over all processes
 
@@ -54,7 +55,7 @@ class PromptGRPO(Objective):
     the first prompt of an episode is written: one draft is easier to credit than five, and what is
     learned of it serves the others. `micro_batch` drafts are scored together. With `recompute` (several
     optimiser steps on one batch) the old log-probs are computed once more in the geometry of training;
-    without it the recorded ones stand and the ratio is 1.
+    without it the recorded ones stand and the ratio is 1. `turns` moves policy and denoiser in and out.
     """
 
     summed = SUMMED
@@ -76,6 +77,7 @@ class PromptGRPO(Objective):
     recompute: bool = False
     tolerance: float = 1e-3
     total: Sum = lambda value: value
+    turns: Turns = field(default_factory=Turns)
 
     def __post_init__(self) -> None:
         if self.refusal_cost < 0:
@@ -117,8 +119,7 @@ class PromptGRPO(Objective):
         small = Geometry(
             queries=1, group=2, refinements=1, denoising_steps=2, guidance=self.geometry.guidance
         )
-        with answering(self.policy.network):
-            rollout(self.denoiser, self.policy, self.reward, asked[:1], small, seed=self.seed)
+        self._episodes(self.policy, asked[:1], small, seed=self.seed)
 
     @property
     def writer(self) -> Policy:
@@ -130,9 +131,7 @@ class PromptGRPO(Objective):
     def collect(self, update: int, share: Share) -> Batch:
         first, asked = share.of_rows(self.queries(update))
         geometry = self.geometry if update >= self.first_alone else replace(self.geometry, refinements=1)
-        with answering(self.policy.network):
-            made = rollout(self.denoiser, self.writer, self.reward, asked, geometry,
-                           seed=self.seed + update, first=first)  # fmt: skip
+        made = self._episodes(self.writer, asked, geometry, seed=self.seed + update, first=first)
         rewards = made.rewards - self.refusal_cost * refusals(made)
         advantages, telling = group_advantages(
             rewards,
@@ -186,6 +185,10 @@ class PromptGRPO(Objective):
         grey = Request("", "", torch.full((3, 64, 64), 0.5), 0.5)
         return self.policy.log_prob([self.policy.silence(grey)])[0].sum()
 
+    def _episodes(self, writer: Policy, asked: Sequence[str], geometry: Geometry, **place: int) -> Rollout:
+        with answering(self.policy.network), self.turns(DENOISER):
+            return rollout(self.denoiser, InTurn(writer, self.turns), self.reward, asked, geometry, **place)
+
     def _cut(self, asked: Sequence[str]) -> float:
         """The share of queries whose end the text encoder does not read; a policy may say them shorter."""
         limit = self.denoiser.text_limit
@@ -237,4 +240,5 @@ def described(made: Rollout, telling: Tensor, group: int) -> dict[str, float]:
         "tokens_per_draft": sum(len(d.tokens) for d in drafts) / len(drafts),
         "kept": sum(d.kept == "same" for d in drafts) / len(drafts),
         "refused": sum(d.refused for d in drafts) / len(drafts),
+        **{f"reward/{name}": float(values.mean()) for name, values in made.terms.items()},
     }

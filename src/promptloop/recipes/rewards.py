@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from functools import partial
 from importlib.util import find_spec
 from typing import Any
@@ -11,16 +12,22 @@ import torch
 
 from promptloop.names import nearest
 from promptloop.recipes.parts import DOTTED, imported
+from promptloop.rewards.composite import Weighted
 
 LEARNED = {  # NAME:FOLDER_OR_ID -> "module:class" with load(FOLDER_OR_ID or None, device=)
     "imagereward": "promptloop.rewards.imagereward:ImageReward",
+    "judge": "promptloop.rewards.judge:Judge",
 }
+TERM = re.compile(r"(?:([-+]?\d*\.?\d+)\s*\*\s*)?(.+)")  # WEIGHT*NAME, or NAME
 
 
 def reward_named(name: str, device: str | torch.device = "cpu") -> Any:
-    """The reward `name` stands for: one of the embedded world's, a learned one ("imagereward:FOLDER_OR_ID")
-    or the user's own ("module:name"); ValueError with the nearest.
+    """The reward `name` stands for: one of the embedded world's, a learned one ("imagereward:FOLDER_OR_ID"),
+    the user's own ("module:name"), or a weighted sum ("0.25*imagereward:DIR + 1*judge:DIR"); ValueError with
+    the nearest.
     """
+    if " + " in name or "*" in name:
+        return weighted(name, device)
     from promptloop.world.judge import JudgeReward
     from promptloop.world.oracle import OracleReward
 
@@ -44,6 +51,21 @@ def reward_named(name: str, device: str | torch.device = "cpu") -> Any:
         names = [*known, *LEARNED, *(f"{learned}:{where}" for learned in LEARNED if where)]
         raise ValueError(f"no reward {name!r}; {nearest(name, names)} (or your own package.module:name)")
     return known[name]()
+
+
+def weighted(said: str, device: str | torch.device) -> Weighted:
+    """The sum that is written out: its terms are named by what stands before the colon, where that is enough
+    to tell them apart.
+    """
+    found = [TERM.fullmatch(part.strip()) for part in said.split(" + ")]
+    terms = [(float(match[1] or 1), match[2].strip()) for match in found if match]
+    if len(terms) < len(found):
+        raise ValueError(f"reward {said!r} has an empty term; write it as 0.25*imagereward:DIR + 1*judge:DIR")
+    short = [name.partition(":")[0] if name.partition(":")[0] in LEARNED else name for _, name in terms]
+    names = short if len(set(short)) == len(terms) else [name for _, name in terms]
+    if len(set(names)) < len(terms):
+        raise ValueError(f"reward {said!r} has a term twice; add up its weights")
+    return Weighted({n: (weight, reward_named(name, device)) for n, (weight, name) in zip(names, terms, strict=True)})
 
 
 def mistyped(kind: str) -> bool:
