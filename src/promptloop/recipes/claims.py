@@ -32,7 +32,10 @@ TRAINED: dict[str, tuple[Grpo, int]] = {  # name -> settings, number of seeds
 }
 
 SHIPPED = "image"  # as mini-policy, with seed 0
-TUNED: dict[str, MiniDPO] = {"tuned": MiniDPO(policy="mini-policy")}  # backbones with weights of their own
+TUNED: dict[str, MiniDPO] = {  # backbones with weights of their own
+    "tuned": MiniDPO(policy="mini-policy"),
+    "tuned-preference": MiniDPO(policy="mini-policy", reward="preference", gold="oracle"),
+}
 
 EIGHT = Way(window=TURBO_WINDOW, steps=8, guidance=1.0)  # how mini-turbo is sampled
 TWENTY = Way()  # how mini-unet and mini-flow are
@@ -114,6 +117,7 @@ ROWS: dict[str, Row] = {
     "few-policy": Row("mini-unet in 8 steps, the policy, 4 refinements", SHIPPED, FEW, "mini-unet", "dpm++"),
     "tuned-base": Row("mini-unet tuned by Diffusion-DPO, the query", None, TWENTY, "tuned"),
     "tuned-policy": Row("tuned mini-unet, the policy", SHIPPED, TWENTY, "tuned"),
+    "tuned-preference": Row("mini-unet tuned on the learned reward", None, TWENTY, "tuned-preference"),
 }
 
 CLAIMS: dict[str, Claim] = {
@@ -132,8 +136,11 @@ CLAIMS: dict[str, Claim] = {
                 ("unet-base", "tuned-base", "unet-policy", "tuned-policy"),
                 (("tuned-base", "unet-base"), ("tuned-policy", "tuned-base"),
                  ("tuned-policy", "unet-policy"))),
-    "C6": Claim("Trained on an imperfect reward, graded by the oracle", ("base", "ahead", "preference"),
-                (("preference", "base"), ("ahead", "preference")), ("ahead", "preference")),
+    "C6": Claim("Trained on an imperfect reward, graded by the oracle",
+                ("base", "ahead", "preference", "unet-base", "tuned-base", "tuned-preference"),
+                (("preference", "base"), ("ahead", "preference"), ("tuned-preference", "unet-base"),
+                 ("tuned-base", "tuned-preference")),
+                ("ahead", "preference", "tuned", "tuned-preference")),
     "C7": Claim("What refinements cost", ("base", "n1", "n3", "n5", "open1", "open3", "open5")),
     "C8": Claim("Open loop against closed, with and without image dropout",
                 ("n5", "open5", "always", "always-open"),
