@@ -160,8 +160,8 @@ def demo(
 def train(
     context: typer.Context,
     recipe: Annotated[
-        str, typer.Argument(metavar="RECIPE", help="What to train; mini is the embedded world.")
-    ],
+        str, typer.Argument(metavar="[RECIPE]", help="What to train; none lists the recipes.")
+    ] = "",
     out: Annotated[
         Path | None,
         typer.Option("--out", "-o", metavar="DIR", help="The run's folder.  [default: runs/RECIPE]"),
@@ -171,9 +171,12 @@ def train(
         bool, typer.Option("--last-good", help="Pass over damaged checkpoints when resuming.")
     ] = False,
 ) -> None:
-    """Train a prompt policy (mini) or a backbone (mini-dpo); any setting of the recipe as --setting value."""
-    from promptloop.recipes.training import run, settings_given
+    """Train a prompt policy or a backbone by a RECIPE; any of its settings as --setting value."""
+    from promptloop.recipes.training import listed, run, settings_given
 
+    if not recipe:
+        echo(listed())
+        return
     given = settings_given(context.args)
     folder = out or Path("runs") / recipe
     try:

@@ -116,9 +116,7 @@ def train(
         line = {"update": number + 1, "lr": settings.rate(number), **line}
         for hook in after:
             line |= hook(number + 1, batch, line)
-        if processes.main:
-            with open(run / "metrics.jsonl", "a") as log:
-                log.write(json.dumps({k: round(v, 6) for k, v in line.items()}) + "\n")
+        add_line(run / "metrics.jsonl", line) if processes.main else None
         return checkpoint.generators()
 
     def write(done: int, generators: Generators) -> None:
@@ -155,7 +153,8 @@ def whole_updates(
         for number in numbers:
             made = update_of(number, interrupt.hold)
             done, generators = number + 1, made
-            came = processes.totals({"signal": float(interrupt.pending or 0)})["signal"] if interrupt.patient else 0
+            own = float(interrupt.pending or 0)
+            came = processes.totals({"signal": own})["signal"] if interrupt.patient else 0.0
             if done % save_every == 0 or done == numbers.stop or came:
                 write(done, generators)
                 saved = done
@@ -166,9 +165,9 @@ def whole_updates(
         if saved < done and processes.main and not interrupt.held and not interrupt.patient:
             write(done, generators)
             saved = done
-        came = interrupt.pending or (error.number if isinstance(error, Stopped) else 0)
-        if came:
-            raise Stopped(came, ended_by(came, run, saved) if processes.main else "") from None
+        signalled = error.number if isinstance(error, Stopped) else interrupt.pending
+        if signalled is not None:
+            raise Stopped(signalled, ended_by(signalled, run, saved) if processes.main else "") from None
         raise
 
 
@@ -283,6 +282,11 @@ def restored(
         averaged.weights = {n: divided_as(t, parameters[n]) for n, t in under("average.").items()}
         averaged.updates = int(found.state["average_updates"])
     return int(found.state["update"])
+
+
+def add_line(log: Path, line: Line) -> None:
+    with log.open("a") as file:
+        file.write(json.dumps({k: round(v, 6) for k, v in line.items()}) + "\n")
 
 
 def cut(log: Path, update: int) -> None:

@@ -97,7 +97,8 @@ def test_the_reward_is_what_its_formula_says(folder: Path) -> None:
     """
     reward, state = ImageReward.load(str(folder)), tiny.state()
     images = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
-    wanted = [slow(state, prepared(image[None], 32)[0], text) for image, text in zip(images, TEXTS, strict=True)]
+    ready = prepared(images, 32)
+    wanted = [slow(state, image, text) for image, text in zip(ready, TEXTS, strict=True)]
     assert max(wanted) - min(wanted) > 0.05
     assert reward(images, TEXTS).tolist() == pytest.approx(wanted, abs=1e-5)
     reward.batch = 2
@@ -108,8 +109,8 @@ def test_the_reward_is_what_its_formula_says(folder: Path) -> None:
 
 
 def test_pictures_are_prepared_as_the_release_does() -> None:
-    """PIL's bicubic resize to the shorter side, the middle, CLIP's numbers. Fails with another filter, without
-    antialiasing, or when the longer side is resized.
+    """PIL's bicubic resize to the shorter side, the middle, CLIP's numbers. Fails with another filter,
+    without antialiasing, or when the longer side is resized.
     """
     rng = torch.Generator().manual_seed(0)
     rough = torch.rand(3, 7, 10, generator=rng)[None]

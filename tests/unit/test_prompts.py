@@ -9,7 +9,8 @@ import pytest
 from promptloop.recipes import prompts
 from promptloop.recipes.prompts import Prompts, prompts_from
 
-ROWS = ["a red circle", "  a   red circle ", "two\nstars, blue", "", "x", "a" * 50, 'the word "yes"', "two stars, blue"]
+ROWS = ["a red circle", "  a   red circle ", "two\nstars, blue", "", "x", "a" * 50, 'the word "yes"',
+        "two stars, blue"]  # fmt: skip
 KEPT = ("a red circle", "two stars, blue", 'the word "yes"')
 
 
@@ -69,7 +70,7 @@ def test_the_order_is_a_function_of_the_update_and_every_pass_sees_all() -> None
 
 WRONG = [
     ("set.jsonl", '{"prompt": "a"}\n{"promt": "b", "id": 1}\n', None, "line 2 has the columns promt, id"),
-    ("set.jsonl", '{"caption": "a", "id": 1}\n', "captoin", "line 1 has no column 'captoin'; did you mean 'caption'"),
+    ("set.jsonl", '{"caption": "a", "id": 1}\n', "captoin", "no column 'captoin'; did you mean 'caption'"),
     ("set.jsonl", '{"prompt": "a"}\n\n{"prompt": \n', None, "line 3 is not JSON"),
     ("set.jsonl", '{"prompt": 3}\n', None, "line 1: the prompt is a int"),
     ("set.jsonl", '["a"]\n', None, "line 1 is a list"),
@@ -98,7 +99,8 @@ def test_what_is_wrong_with_a_file_is_told(
 
 def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source, found = written(tmp_path, "parquet"), importlib.util.find_spec
-    monkeypatch.setattr(prompts, "find_spec", lambda name: None if name in ("pyarrow", "datasets") else found(name))
+    absent = ("pyarrow", "datasets")
+    monkeypatch.setattr(prompts, "find_spec", lambda name: None if name in absent else found(name))
     for where in (str(source), "somebody/prompts"):
         with pytest.raises(ValueError, match=r"pip install promptloop\[data\]"):
             prompts_from(where)

@@ -185,9 +185,12 @@ class PromptGRPO(Objective):
         grey = Request("", "", torch.full((3, 64, 64), 0.5), 0.5)
         return self.policy.log_prob([self.policy.silence(grey)])[0].sum()
 
-    def _episodes(self, writer: Policy, asked: Sequence[str], geometry: Geometry, **place: int) -> Rollout:
+    def _episodes(
+        self, writer: Policy, asked: Sequence[str], geometry: Geometry, *, seed: int, first: int = 0
+    ) -> Rollout:
+        writer = InTurn(writer, self.turns)
         with answering(self.policy.network), self.turns(DENOISER):
-            return rollout(self.denoiser, InTurn(writer, self.turns), self.reward, asked, geometry, **place)
+            return rollout(self.denoiser, writer, self.reward, asked, geometry, seed=seed, first=first)
 
     def _cut(self, asked: Sequence[str]) -> float:
         """The share of queries whose end the text encoder does not read; a policy may say them shorter."""

@@ -25,6 +25,8 @@ from promptloop.policies.decoding import Inputs, decode, positions, prefill, sha
 from promptloop.policies.message import messages, percent, read
 from promptloop.policies.processor import load_processor
 
+IMAGE_SIZE = "image_size"  # in the generation_config that `save` writes
+
 
 @final
 @dataclass(frozen=True, eq=False)
@@ -66,7 +68,8 @@ class Mllm(Policy):
         """From a folder or a hub id. Only safetensors are read.
 
         `lora` is a PEFT folder, whose weights alone stay trainable. `max_new_tokens` None: what the LoRA was
-        trained with, else what the model's generation_config says, else 48.
+        trained with, else what the model's generation_config says, else 48. `image_size` None: what it was
+        trained with, else the estimates as they are decoded.
         ValueError where there is no such folder and the name can be no hub id.
         """
         if not Path(path_or_id).is_dir() and not HUB_ID.fullmatch(str(path_or_id)):
@@ -74,7 +77,8 @@ class Mllm(Policy):
         network: Any = AutoModelForImageTextToText.from_pretrained(
             str(path_or_id), dtype=dtype, use_safetensors=True
         )
-        limit = network.generation_config.max_new_tokens
+        says = network.generation_config
+        limit = says.max_new_tokens
         if lora is not None:
             from peft import PeftModel
 
@@ -82,14 +86,16 @@ class Mllm(Policy):
                 raise ValueError(f"{lora} has no adapter_model.safetensors; other formats are not read")
             network = PeftModel.from_pretrained(network, str(lora), is_trainable=True)
             if (Path(lora) / GENERATION_CONFIG_NAME).is_file():
-                limit = GenerationConfig.from_pretrained(str(lora)).max_new_tokens or limit
+                says = GenerationConfig.from_pretrained(str(lora))
+                limit = says.max_new_tokens or limit
         processor = load_processor(str(path_or_id))
         limit = max_new_tokens if max_new_tokens is not None else limit or 48
+        image_size = image_size or says.to_dict().get(IMAGE_SIZE)
         return Mllm(network.to(device).eval(), processor, temperature, limit, image_size)
 
     def save(self, folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
         """Its weights (or these in their place) as safetensors, a LoRA alone, or all with the processor, and
-        how long its drafts may be.
+        how long its drafts may be and how large its pictures.
         """
         whole = not hasattr(self.network, "peft_config")
         how = (
@@ -99,6 +105,7 @@ class Mllm(Policy):
         (folder / "README.md").unlink(missing_ok=True)  # peft's empty template; the run has a card
         says = copy.deepcopy(self.network.generation_config)
         says.max_new_tokens = self.max_new_tokens
+        setattr(says, IMAGE_SIZE, self.image_size) if self.image_size else None
         says.save_pretrained(folder)
         if whole:
             self.processor.save_pretrained(folder)

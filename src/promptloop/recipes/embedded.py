@@ -1,4 +1,4 @@
-"""`promptloop train mini`: GRPO's settings for the embedded world, all of them measured there (docs/log.md)."""
+"""`promptloop train mini`: the settings for the embedded world, all of them measured there (docs/log.md)."""
 
 from __future__ import annotations
 

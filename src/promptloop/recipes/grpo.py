@@ -62,15 +62,7 @@ def grpo(
             say(word)
     processes.wait()
     objective = objective_of(settings, reward, device, processes, prompts, tell_once)
-    geometry = settings.geometry()
     watch = HackingWatch(settings.group, gold, tell_once, past=lambda: runs.lines(run), means=processes.means)
-
-    def sheet(update: int, batch: Batch, line: Line) -> Line:
-        every = settings.sheet_every
-        if processes.main and every and (update % every == 0 or update == 1):
-            write_sheet(run, update, batch.shown, geometry.denoising_steps, settings.group)
-        return {}
-
     log, end = tracker(settings.track if processes.main else "none", run, settings)
 
     def tell(update: int, batch: Batch, line: Line) -> Line:
@@ -88,7 +80,7 @@ def grpo(
         run,
         processes=processes,
         save=save,
-        after=[watch, base_of(settings, objective, processes), sheet, tell],
+        after=[watch, base_of(settings, objective, processes), sheets_of(settings, run, processes), tell],
         last_good=last_good,
         stop_at=stop_at,
     )
@@ -101,6 +93,19 @@ def grpo(
             say(f"uploaded: {push(run, run / runs.POLICY, settings.push_to_hub)}")
     processes.wait()
     return {"updates": done, "role": "policy", "settings": asdict(settings), "lines": runs.lines(run)}
+
+
+def sheets_of(settings: Grpo, run: Path, processes: Processes) -> After:
+    """A hook that writes a sheet of samples now and then."""
+    steps = settings.geometry().denoising_steps
+
+    def sheet(update: int, batch: Batch, line: Line) -> Line:
+        every = settings.sheet_every
+        if processes.main and every and (update % every == 0 or update == 1):
+            write_sheet(run, update, batch.shown, steps, settings.group)
+        return {}
+
+    return sheet
 
 
 def base_of(settings: Grpo, objective: PromptGRPO, processes: Processes) -> After:
@@ -210,8 +215,9 @@ def asking(settings: Grpo, prompts: Prompts | None, denoiser: Any, say: Say) -> 
     if fitting != prompts:
         say(fitting.told())
     if len(fitting.texts) < settings.queries:
-        raise ValueError(f"{fitting.told()}; an update asks {settings.queries} queries: give more prompts, or a "
-                         "smaller --queries")  # fmt: skip
+        raise ValueError(
+            f"{fitting.told()}; an update asks {settings.queries} queries: give more, or a smaller --queries"
+        )
     return lambda update: fitting.of(update, settings.queries)
 
 

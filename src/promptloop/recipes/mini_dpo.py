@@ -106,9 +106,7 @@ def mini_dpo(
     gold = None if settings.gold == "none" else reward_named(settings.gold)
     device = parts.device_named(settings.device)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ValueError(
-            "mini-dpo runs in one process so far; start it without torchrun or accelerate launch"
-        )
+        raise ValueError("mini-dpo runs in one process so far; start it without torchrun and the like")
     runs.begin(run, recipe, settings, resume=resume)
     backbone = parts.backbone(settings.backbone, device, torch.float32).value
     if getattr(backbone.network, "peft_config", None):

@@ -193,7 +193,8 @@ def the_column(column: str | None, names: Sequence[str], where: str) -> str:
     if column is None:
         if USUAL in names or len(names) == 1:
             return USUAL if USUAL in names else names[0]
-        raise ValueError(f"{where} has the columns {', '.join(names) or '(none)'}; say which by --prompt-column")
+        there = ", ".join(names) or "(none)"
+        raise ValueError(f"{where} has the columns {there}; say which by --prompt-column")
     if column not in names:
         raise ValueError(f"{where} has no column {column!r}; {nearest(column, names, 'columns')}")
     return column

@@ -89,7 +89,10 @@ SDXL: Said = {
 }
 TURBO: Said = {
     "backbone": ("stabilityai/sdxl-turbo", PAPER),
-    "reward": (f"0.25*{IMAGEREWARD} + 1*judge:Qwen/Qwen2.5-VL-3B-Instruct", f"{REPROMPT}: 0.5 IR/2 + 0.5 (g-5)/5"),
+    "reward": (
+        f"0.25*{IMAGEREWARD} + 1*judge:Qwen/Qwen2.5-VL-3B-Instruct",
+        f"{REPROMPT}: 0.5 IR/2 + 0.5 (g-5)/5, g a judge's score from 0 to 10",
+    ),
     "steps": (1000, OURS),
     "denoising_steps": (4, CARD),
     "refinements": (4, "ours: the paper's five do not fit into four steps"),

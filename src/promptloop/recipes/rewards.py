@@ -65,7 +65,8 @@ def weighted(said: str, device: str | torch.device) -> Weighted:
     names = short if len(set(short)) == len(terms) else [name for _, name in terms]
     if len(set(names)) < len(terms):
         raise ValueError(f"reward {said!r} has a term twice; add up its weights")
-    return Weighted({n: (weight, reward_named(name, device)) for n, (weight, name) in zip(names, terms, strict=True)})
+    rewards = [(weight, reward_named(name, device)) for weight, name in terms]
+    return Weighted(dict(zip(names, rewards, strict=True)))
 
 
 def mistyped(kind: str) -> bool:

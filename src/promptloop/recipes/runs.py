@@ -23,10 +23,11 @@ FIRST = "first"  # in a policy's folder: who writes the first draft, if another 
 TRAINS = {  # recipe -> what it trains
     "mini": POLICY,
     "mini-dpo": BACKBONE,
-    **dict.fromkeys(
-        ("sd15_imagereward", "sdxl_imagereward", "sdxl_turbo_composite", "sd35_imagereward", "flux_imagereward"),
-        POLICY,
-    ),
+    "sd15_imagereward": POLICY,
+    "sdxl_imagereward": POLICY,
+    "sdxl_turbo_composite": POLICY,
+    "sd35_imagereward": POLICY,
+    "flux_imagereward": POLICY,
 }
 ROLES = {  # title, what it is, tag
     POLICY: (
@@ -87,9 +88,7 @@ def read_as(wanted: Any, value: Any, name: str) -> Any:
         raise ValueError(f"{name} is {value!r}; it must be of kind {kind}") from None
 
 
-def begin(
-    run: Path, recipe: str, settings: Any, *, resume: bool, prompts: str | None = None
-) -> None:
+def begin(run: Path, recipe: str, settings: Any, *, resume: bool, prompts: str | None = None) -> None:
     """Makes the folder and writes its config, or checks that it holds this very run.
 
     `prompts` is the sha256 of what is trained on. ValueError where there is a run and `resume` was not asked
@@ -108,7 +107,7 @@ def begin(
             told = ", ".join(f"{k} {theirs.get(k)} (now {ours.get(k)})" for k in other) or found.get("recipe")
             raise ValueError(f"{run} holds a run with {told}; resume with its own settings")
         if found["prompts"] != prompts:
-            raise ValueError(f"the prompts in {ours['prompts']} are no longer those that {run} was begun with")
+            raise ValueError(f"{ours['prompts']} no longer holds the prompts that {run} was begun with")
         return
     if resume:
         raise ValueError(f"{run} holds no run to resume")

@@ -123,8 +123,10 @@ class Grpo:
             raise ValueError(f"temperature is {self.temperature}; drafts must be drawn to be learned from: "
                              "give a number above 0")  # fmt: skip
         if self.shard and self.offload in ("policy", "both"):
-            raise ValueError(f"shard divides the policy among processes, so it cannot wait elsewhere: offload is "
-                             f"{self.offload!r}; give none or denoiser")  # fmt: skip
+            raise ValueError(
+                f"offload is {self.offload!r}, but with shard the policy is divided among the processes and "
+                "stays there; give none or denoiser"
+            )
         if not 0 <= self.first_alone <= self.steps:
             raise ValueError(
                 f"first_alone is {self.first_alone}; it must lie between 0 and steps ({self.steps})"

@@ -35,7 +35,9 @@ class Weighted:
         return sum(parts[1:], parts[0])
 
 
-def scored_by_term(reward: Reward, images: Tensor, queries: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
+def scored_by_term(
+    reward: Reward, images: Tensor, queries: Sequence[str]
+) -> tuple[Tensor, dict[str, Tensor]]:
     """`scored`, and the raw values [B] of every term where the reward is a weighted sum."""
     if not isinstance(reward, Weighted):
         return scored(reward, images, queries), {}

@@ -1,4 +1,4 @@
-"""Where a learned reward's weights lie: a folder, a file, or the hub, from which nothing is fetched unasked."""
+"""Where a learned reward's weights lie: a folder, a file, or the hub, from which nothing comes unasked."""
 
 from __future__ import annotations
 

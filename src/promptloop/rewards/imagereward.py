@@ -43,7 +43,9 @@ RENAMED = (  # the release's names (BLIP's, with timm's vision transformer) -> t
     (r"blip\.text_encoder\.(.+)", r"text.\1"),
     (r"mlp\.layers\.(\d+)\.(.+)", r"mlp.\1.\2"),
 )
-UNUSED = re.compile(r"blip\.(vision_proj|text_proj)\.(weight|bias)|blip\.text_encoder\.embeddings\.position_ids")
+UNUSED = re.compile(
+    r"blip\.(vision_proj|text_proj)\.(weight|bias)|blip\.text_encoder\.embeddings\.position_ids"
+)
 
 
 @final
@@ -83,7 +85,7 @@ class ImageReward(nn.Module):
         return torch.cat([self._scores(images[part], list(queries[part])) for part in parts])
 
     def _scores(self, images: Tensor, queries: list[str]) -> Tensor:
-        at = self.mlp[0].weight
+        at: Any = self.mlp[0].weight
         size = self.vision.config.image_size
         seen = self.vision(pixel_values=prepared(images.to(at), size)).last_hidden_state
         said = self.tokenizer(
@@ -122,14 +124,13 @@ def from_state(state: Mapping[str, Tensor], source: str, tokenizer: Any) -> Imag
     try:
         made = ImageReward(vision_of(tensors), text_of(tensors), mlp_of(tensors), tokenizer)
     except KeyError as error:
-        raise ValueError(
-            f"{source} is no ImageReward checkpoint: {error.args[0]!r} is missing"
-        ) from None
+        raise ValueError(f"{source} is no ImageReward checkpoint: {error.args[0]!r} is missing") from None
     known = made.state_dict()
+    odd = (n for n in known.keys() & tensors.keys() if known[n].shape != tensors[n].shape)
     for what, names in (
         ("lacks", sorted(known.keys() - tensors.keys())),
         ("has left over", sorted(tensors.keys() - known.keys())),
-        ("has another shape of", sorted(n for n in known.keys() & tensors if known[n].shape != tensors[n].shape)),
+        ("has another shape of", sorted(odd)),
     ):
         if names:
             raise ValueError(f"{source} {what} {len(names)} tensors of ImageReward, the first {names[0]!r}")
@@ -184,7 +185,8 @@ def mlp_of(tensors: Mapping[str, Tensor]) -> nn.Sequential:
     weights = {k: tensors.get(f"mlp.{k}.weight") for k in range(places)}
     if weights[0] is None:
         raise KeyError("mlp.layers.0.weight")
-    return nn.Sequential(*(nn.Identity() if w is None else nn.Linear(*reversed(w.shape)) for w in weights.values()))
+    layers = [nn.Identity() if w is None else nn.Linear(w.shape[1], w.shape[0]) for w in weights.values()]
+    return nn.Sequential(*layers)
 
 
 def blocks(tensors: Mapping[str, Tensor], pattern: str) -> int:

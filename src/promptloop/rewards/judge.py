@@ -29,10 +29,9 @@ class Judge:
 
     def __init__(self, network: Any, processor: Any, *, size: int = 448, batch: int = 16) -> None:
         self.network, self.processor, self.size, self.batch = network, processor, size, batch
-        words = processor.tokenizer
-        self.yes, self.no = ([words(w, add_special_tokens=False).input_ids[0] for w in ws] for ws in (YES, NO))
+        self.yes, self.no = ([self._first(word) for word in words] for words in (YES, NO))
         if set(self.yes) & set(self.no):
-            raise ValueError("the judge's tokenizer begins yes and no with the same token; give another model")
+            raise ValueError("the judge's tokenizer begins yes and no alike; give another model")
 
     @staticmethod
     def load(where: str | None = None, *, device: str | torch.device = "cpu") -> Judge:
@@ -54,11 +53,13 @@ class Judge:
         parts = [slice(k, k + self.batch) for k in range(0, len(images), self.batch)]
         return torch.cat([self._judged(images[part], queries[part]) for part in parts])
 
+    def _first(self, word: str) -> int:
+        """The first token of an answer that is `word`."""
+        return int(self.processor.tokenizer(word, add_special_tokens=False).input_ids[0])
+
     def _judged(self, images: Tensor, queries: Sequence[str]) -> Tensor:
-        asked = [[{"role": "user", "content": [
-            {"type": "image"}, {"type": "text", "text": QUESTION.format(query=query)}]}] for query in queries]  # fmt: skip
         begin = self.processor.tokenizer.bos_token
-        texts = [self.processor.apply_chat_template(messages, add_generation_prompt=True) for messages in asked]
+        texts = [self.processor.apply_chat_template(asked(q), add_generation_prompt=True) for q in queries]
         inputs = self.processor(
             text=texts,
             images=[[picture] for picture in pictures(images, self.size)],
@@ -70,6 +71,12 @@ class Judge:
         logits = self.network(**inputs, logits_to_keep=1).logits[:, -1].float()
         yes, no = (logits[:, ids].logsumexp(1) for ids in (self.yes, self.no))
         return torch.sigmoid(yes - no)
+
+
+def asked(query: str) -> list[dict[str, Any]]:
+    """The question about one image, as a chat."""
+    text = {"type": "text", "text": QUESTION.format(query=query)}
+    return [{"role": "user", "content": [{"type": "image"}, text]}]
 
 
 def pictures(images: Tensor, size: int) -> list[Image.Image]:
