@@ -34,7 +34,7 @@ def test_a_weighted_sum_and_its_terms() -> None:
 
 
 def test_the_judge_says_what_the_chat_model_says(tmp_path: Path) -> None:
-    """Against one forward pass an image, written out. Fails when padding is read or yes and no are swapped."""
+    """Against one forward pass an image, written out. Fails when padding is read or yes and no swap."""
     judge = Judge.load(str(tiny_vlm.build("qwen2_5_vl", tmp_path)))
     images, queries = torch.rand(3, 3, 32, 32), ["a star", "two blue squares", "a"]
     found, words = judge(images, queries), judge.processor.tokenizer

@@ -174,7 +174,9 @@ def text_of(tensors: Mapping[str, Tensor]) -> BlipTextModel:
         num_attention_heads=max(1, width // HEAD),
         max_position_embeddings=len(tensors["text.embeddings.position_embeddings.weight"]),
         layer_norm_eps=1e-12,
-        **dict.fromkeys(("bos_token_id", "eos_token_id", "sep_token_id")),  # it only reads
+        bos_token_id=None,  # it only reads
+        eos_token_id=None,
+        sep_token_id=0,
         is_decoder=True,  # transformers gives its layers cross-attention only then
     )
     return BlipTextModel(config, add_pooling_layer=False)
