@@ -35,7 +35,7 @@ PROMPTS = [
     "fog",
     "a jade disc and a golden block on grass",
 ]
-TOLD = r"5 prompts in .+prompts.jsonl: 2 are used; 1 said before, 1 shorter than 8 characters, " \
+TOLD = r"5 prompts in .*prompts.jsonl: 2 are used; 1 said before, 1 shorter than 8 characters, " \
     r"1 of more than \d+ tokens of the text encoder"  # fmt: skip
 
 
