@@ -17,6 +17,7 @@ from promptloop.bench.arms import Way, measured
 from promptloop.bench.paired import difference
 from promptloop.denoisers import load
 from promptloop.recipes import parts
+from promptloop.recipes.rewards import reward_named
 from promptloop.recipes.usual import usual
 from promptloop.world.queries import queries
 
@@ -33,7 +34,7 @@ def main() -> None:
     denoiser, its, device = load(args.backbone), usual(args.backbone), torch.device("cpu")
     policy = parts.policy(args.policy, device, torch.float32, 0.0).value
     asked = [query.text for query in queries(args.queries, 0, held_out=False)]
-    rewards = {name: parts.reward(name) for name in ("oracle", "oracle-strict")}
+    rewards = {name: reward_named(name) for name in ("oracle", "oracle-strict")}
     print(f"{args.backbone}, {its.steps} steps: soft, strict; difference to the first (95 %)")
     for refinements in args.refinements:
         first = None

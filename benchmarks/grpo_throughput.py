@@ -21,8 +21,9 @@ import torch
 from promptloop.objectives.contract import Share
 from promptloop.objectives.prompts import PromptGRPO
 from promptloop.processes import Processes
-from promptloop.recipes import parts
-from promptloop.recipes.mini import Mini, objective_of
+from promptloop.recipes.embedded import mini
+from promptloop.recipes.grpo import objective_of
+from promptloop.recipes.rewards import reward_named
 from promptloop.timing import Stopwatch
 
 TRAINED = ("old log-probs", "update")  # phases that see only the episodes of groups that differ
@@ -66,8 +67,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    settings = Mini()
-    ours = objective_of(settings, parts.reward(settings.reward), torch.device("cpu"), Processes())
+    settings = mini()
+    ours = objective_of(settings, reward_named(settings.reward), torch.device("cpu"), Processes())
     sides = {"ours": ours, "naive": naive(ours, args.naive_queries)}
     found: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
     for side in sides.values():

@@ -29,6 +29,7 @@ from promptloop.policies.first import First
 from promptloop.policies.fixed import Fixed
 from promptloop.policies.mllm import Mllm
 from promptloop.recipes import parts
+from promptloop.recipes.rewards import reward_named
 from promptloop.recipes.usual import usual
 from promptloop.world import lessons, tuning
 from promptloop.world.captions import Group, parse
@@ -130,7 +131,7 @@ def main() -> None:
     torch.set_num_threads(1)
     denoiser = parts.backbone(args.backbone, torch.device("cpu"), torch.bfloat16).value
     asked = [query.text for query in queries(140, 7, held_out=False)]
-    rewards = {name: parts.reward(name) for name in ("oracle", "oracle-strict")}
+    rewards = {name: reward_named(name) for name in ("oracle", "oracle-strict")}
     its = usual(args.backbone)
     window = tuple(args.window) if args.window else its.window
     way = Way(args.refinements, window, shown=args.shown, steps=its.steps, guidance=its.guidance)

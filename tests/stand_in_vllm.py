@@ -112,7 +112,7 @@ class Engine:
         stop = torch.tensor(body["stop_token_ids"])
         kept: list[torch.Tensor] = []
 
-        def told(logits: torch.Tensor) -> torch.Tensor:
+        def told(logits: torch.Tensor, place: int) -> torch.Tensor:
             kept.append(logits.float().log_softmax(-1)[0])
             return log_softmax(logits)
 

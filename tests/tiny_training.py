@@ -10,6 +10,7 @@ from pathlib import Path
 from safetensors.torch import load_file
 
 TESTS = Path(__file__).resolve().parent
+FOUND = os.pathsep.join(filter(None, [str(TESTS), os.environ.get("PYTHONPATH")]))
 SMALL = [
     "--queries", "2", "--group", "4", "--denoising-steps", "4", "--refinements", "2", "--window", "0 1",
     "--reward", "tiny_reward:brightness", "--gold", "none", "--max-new-tokens", "6", "--save-every", "2",
@@ -18,7 +19,7 @@ SMALL = [
 
 
 def start(*arguments: str) -> subprocess.Popen:
-    environment = {**os.environ, "PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": FOUND, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "promptloop", "train", *arguments]
     return subprocess.Popen(
         command, cwd=TESTS, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -56,10 +57,11 @@ def free_port() -> int:
         return free.getsockname()[1]
 
 
-def two(*arguments: str) -> None:
-    """A training in two gloo processes."""
+def two(*arguments: str, ends: int = 0, **environment: str) -> str:
+    """A training in two gloo processes, which ends with that exit code; what it says."""
     launch = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port())]
     command = [sys.executable, *launch, "-m", "promptloop", "train", "mini", *arguments]
-    environment = {**os.environ, "PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=TESTS, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    everything = {**os.environ, "PYTHONPATH": FOUND, "OMP_NUM_THREADS": "1"} | environment
+    done = subprocess.run(command, cwd=TESTS, env=everything, capture_output=True, text=True, timeout=300)
+    assert done.returncode == ends, done.stderr
+    return done.stderr

@@ -9,6 +9,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from promptloop import __version__
+from promptloop.interrupt import Stopped
 from promptloop.names import nearest
 from promptloop.terminal import echo, progress_bar, warn
 
@@ -182,8 +183,8 @@ def demo(
 def train(
     context: typer.Context,
     recipe: Annotated[
-        str, typer.Argument(metavar="RECIPE", help="What to train; mini is the embedded world.")
-    ],
+        str, typer.Argument(metavar="[RECIPE]", help="What to train; none lists the recipes.")
+    ] = "",
     out: Annotated[
         Path | None,
         typer.Option("--out", "-o", metavar="DIR", help="The run's folder.  [default: runs/RECIPE]"),
@@ -193,13 +194,20 @@ def train(
         bool, typer.Option("--last-good", help="Pass over damaged checkpoints when resuming.")
     ] = False,
 ) -> None:
-    """Train a prompt policy (mini) or a backbone (mini-dpo); any setting of the recipe as --setting value."""
-    from promptloop.recipes.training import run, settings_given
+    """Train a prompt policy or a backbone by a RECIPE; any of its settings as --setting value."""
+    from promptloop.recipes.training import listed, run, settings_given
 
+    if not recipe:
+        echo(listed())
+        return
     given = settings_given(context.args)
     folder = out or Path("runs") / recipe
-    with progress_bar() as tell:
-        echo(run(recipe, given, folder, resume=resume, last_good=last_good, progress=tell, say=warn))
+    try:
+        with progress_bar() as tell:
+            echo(run(recipe, given, folder, resume=resume, last_good=last_good, progress=tell, say=warn))
+    except Stopped as stop:
+        echo(f"promptloop: {stop}", err=True) if str(stop) else None
+        raise typer.Exit(stop.code) from None
 
 
 @app.command(epilog="Example: promptloop reproduce C1 C3 --quick --out results")

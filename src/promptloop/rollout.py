@@ -22,6 +22,7 @@ from promptloop.controls.streams import Streams
 from promptloop.denoisers.once import Once
 from promptloop.policies.contract import LIKELIEST, Draft, Policy
 from promptloop.policies.shown import Sometimes
+from promptloop.rewards.composite import scored_by_term
 from promptloop.rewards.contract import Reward, scored
 from promptloop.sample import default_solver, sample
 from promptloop.solvers import Solver
@@ -94,7 +95,8 @@ class Geometry:
 class Rollout:
     """E episodes, group after group: their drafts in the order written, images [E, 3, H, W], rewards [E].
 
-    `credited`: the numbers of each episode's drafts that its reward tells something of.
+    `credited`: the numbers of each episode's drafts that its reward tells something of. `terms`: the raw
+    values [E] of a weighted reward's terms.
     """
 
     queries: tuple[str, ...]
@@ -104,6 +106,7 @@ class Rollout:
     rewards: Tensor
     credited: tuple[range, ...]
     seconds: dict[str, float] = field(default_factory=dict)
+    terms: dict[str, Tensor] = field(default_factory=dict)
 
 
 @torch.no_grad()
@@ -146,14 +149,15 @@ def rollout(
             noise=denoiser.noise(drawn),
             max_batch=geometry.max_batch,
             decode=False,
+            lean=True,
         )
     with watch("decode"):
         parts = end.state.x.split(geometry.max_batch)
         images = torch.cat([denoiser.decode(part).clamp(0, 1) for part in parts])
     with watch("reward"):
-        rewards = scored(reward, images, asked)
+        rewards, terms = scored_by_term(reward, images, asked)
     drafts = end.state.memory["drafts"]
-    return Rollout(tuple(asked), tuple(seeds), drafts, images.cpu(), rewards, credited, watch.seconds)
+    return Rollout(tuple(asked), tuple(seeds), drafts, images.cpu(), rewards, credited, watch.seconds, terms)
 
 
 def streams_of(

@@ -152,12 +152,14 @@ def sample(
     noise: Tensor | None = None,
     max_batch: int | None = None,
     decode: bool = True,
+    lean: bool = False,
     on_step: Callable[[State], None] | None = None,
 ) -> Sample:
     """Runs the loop to the end, at most `max_batch` samples at a time, which changes no sample.
 
     Give `steps` (the solver's or the denoiser's own levels) or `levels`. The solver defaults to the one the
-    denoiser's scheduler stands for. `on_step` sees every state of every batch.
+    denoiser's scheduler stands for. `on_step` sees every state of every batch. With `lean` a finished
+    batch's embeddings and last transition are let go: its state has no cond.
     """
     solver = default_solver(denoiser) if solver is None else solver
     if (steps is None) == (levels is None):
@@ -187,6 +189,8 @@ def sample(
             ):
                 if on_step is not None:
                     on_step(state)
+        if lean:
+            state = replace(state, cond=None, embedded=(), transition=None)
         states.append(state)
         if decode:
             with told(f"decoding {count} images", lowering(denoiser, count)):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import signal
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from promptloop import checkpoint
+from promptloop.interrupt import Interrupt, Stopped
 from promptloop.objectives.contract import Batch, Objective
 from promptloop.parameters import Averaged, trained
 from promptloop.processes import Processes
@@ -28,6 +30,7 @@ from promptloop.swap import put
 from promptloop.timing import Stopwatch
 
 Line = dict[str, float]
+Generators = tuple[dict[str, Tensor], dict[str, Any]]  # checkpoint.generators()
 After = Callable[[int, Batch, Line], Line]  # (updates done, batch, metrics) -> metrics to add
 
 
@@ -86,7 +89,8 @@ def train(
 
     `save(folder, weights=)` adds the run's own files to a checkpoint; weights are None unless processes share
     them. `after` sees every batch, may add metrics, and is where sheets and the hacking watch are hooked in.
-    Metrics are appended to `run/metrics.jsonl`.
+    Metrics are appended to `run/metrics.jsonl`. SIGINT and SIGTERM end it by `Stopped`; whatever ends it, a
+    checkpoint of the last whole update is left.
     """
     processes = processes or Processes()
     parameters = trained(network)
@@ -96,34 +100,82 @@ def train(
     averaged = Averaged(parameters, settings.average) if settings.average else None
     found = checkpoint.read(run, last_good=last_good)
     first = 0 if found is None else restored(found, parameters, optimizer, averaged)
-    main = processes.main
-    cut(run / "metrics.jsonl", first) if main else None
-    with processes.whole():
-        objective.check(processes.share)
-    if found is not None:
-        checkpoint.set_generators(found.tensors, found.state["generators"])
-    last = min(settings.updates, stop_at or settings.updates)
-    for update in range(first, last):
+    cut(run / "metrics.jsonl", first) if processes.main else None
+
+    def update_of(number: int, hold: Callable[[], None]) -> Generators:
+        if number == first:
+            with processes.whole():
+                objective.check(processes.share)
+            if found is not None:
+                checkpoint.set_generators(found.tensors, found.state["generators"])
         for group in optimizer.param_groups:
-            group["lr"] = settings.rate(update)
-        batch, line = one_update(objective, optimizer, parameters, settings, update, processes)
+            group["lr"] = settings.rate(number)
+        batch, line = one_update(objective, optimizer, parameters, settings, number, processes, hold)
         if averaged is not None:
             averaged.update()
-        done = update + 1
-        line = {"update": done, "lr": settings.rate(update), **line}
+        line = {"update": number + 1, "lr": settings.rate(number), **line}
         for hook in after:
-            line |= hook(done, batch, line)
-        if main:
-            with open(run / "metrics.jsonl", "a") as log:
-                log.write(json.dumps({k: round(v, 6) for k, v in line.items()}) + "\n")
-        if done % settings.save_every == 0 or done == last:
-            tensors, state = held(parameters, optimizer, averaged, done)
-            add = None if save is None else partial(save, weights=processes.weights())
-            if main:
-                checkpoint.write(run, done, tensors, state, add=add, keep=settings.keep)
+            line |= hook(number + 1, batch, line)
+        add_line(run / "metrics.jsonl", line) if processes.main else None
+        return checkpoint.generators()
+
+    def write(done: int, generators: Generators) -> None:
+        tensors, state = held(parameters, optimizer, averaged, done, generators)
+        add = None if save is None else partial(save, weights=processes.weights())
+        if processes.main:
+            checkpoint.write(run, done, tensors, state, add=add, keep=settings.keep)
+
+    with Interrupt(patient=processes.sharded is not None) as interrupt:
+        last = min(settings.updates, stop_at or settings.updates)
+        whole_updates(range(first, last), settings.save_every, run, processes, interrupt, update_of, write)
     if averaged is not None:
         put(parameters, averaged.weights)
     return last
+
+
+def whole_updates(
+    numbers: range,
+    save_every: int,
+    run: Path,
+    processes: Processes,
+    interrupt: Interrupt,
+    update_of: Callable[[int, Callable[[], None]], Generators],
+    write: Callable[[int, Generators], None],
+) -> None:
+    """The updates one after another, with a checkpoint every `save_every`, at the end, and of the last whole
+    one where something ends the run.
+
+    Divided weights take all processes to be saved, so there a signal waits until they have ended an update.
+    """
+    done = saved = numbers.start
+    generators = checkpoint.generators()
+    try:
+        for number in numbers:
+            made = update_of(number, interrupt.hold)
+            done, generators = number + 1, made
+            own = float(interrupt.pending or 0)
+            came = processes.totals({"signal": own})["signal"] if interrupt.patient else 0.0
+            if done % save_every == 0 or done == numbers.stop or came:
+                write(done, generators)
+                saved = done
+            if came:
+                raise Stopped(interrupt.pending or signal.SIGTERM)
+            interrupt.release()
+    except BaseException as error:
+        if saved < done and processes.main and not interrupt.held and not interrupt.patient:
+            write(done, generators)
+            saved = done
+        signalled = error.number if isinstance(error, Stopped) else interrupt.pending
+        if signalled is not None:
+            raise Stopped(signalled, ended_by(signalled, run, saved) if processes.main else "") from None
+        raise
+
+
+def ended_by(number: int, run: Path, saved: int) -> str:
+    """What is told of a run that a signal has ended."""
+    there = f"checkpoint {saved} is in {run / 'checkpoints'}: go on by --resume" if saved else (
+        "no update was whole, so nothing is saved")  # fmt: skip
+    return f"stopped by {signal.Signals(number).name}; {there}"
 
 
 def one_update(
@@ -133,8 +185,12 @@ def one_update(
     settings: Training,
     update: int,
     processes: Processes,
+    hold: Callable[[], None] = lambda: None,
 ) -> tuple[Batch, Line]:
-    """Collects one batch and takes `epochs` steps on it. ValueError where the loss is not finite."""
+    """Collects one batch and takes `epochs` steps on it. ValueError where the loss is not finite.
+
+    `hold` is called before the weights begin to move.
+    """
     watch = Stopwatch()
     with processes.whole():
         batch = objective.collect(update, processes.share)
@@ -154,7 +210,9 @@ def one_update(
                     raise ValueError(
                         f"the gradient of update {update + 1} is not finite; nothing was changed"
                     )
+                hold()
                 optimizer.step()
+    hold()
     sums = processes.totals(sums)
     tokens = sums.pop("tokens", 0.0)
     means = {name: value if name == "loss" else value / tokens
@@ -185,6 +243,7 @@ def held(
     optimizer: torch.optim.Optimizer,
     averaged: Averaged | None,
     done: int,
+    generators: Generators,
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Everything that the next update depends on: weights, optimiser, average, generators, counters."""
     tensors: dict[str, Tensor] = {f"weight.{name}": full(p) for name, p in parameters.items()}
@@ -193,7 +252,7 @@ def held(
             tensors[f"optimizer.{key}.{name}"] = full(torch.as_tensor(value))
     if averaged is not None:
         tensors |= {f"average.{name}": full(value) for name, value in averaged.weights.items()}
-    numbers, words = checkpoint.generators()
+    numbers, words = generators
     state = {
         "update": done,
         "average_updates": averaged.updates if averaged else 0,
@@ -223,6 +282,11 @@ def restored(
         averaged.weights = {n: divided_as(t, parameters[n]) for n, t in under("average.").items()}
         averaged.updates = int(found.state["average_updates"])
     return int(found.state["update"])
+
+
+def add_line(log: Path, line: Line) -> None:
+    with log.open("a") as file:
+        file.write(json.dumps({k: round(v, 6) for k, v in line.items()}) + "\n")
 
 
 def cut(log: Path, update: int) -> None:

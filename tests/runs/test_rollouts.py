@@ -7,8 +7,10 @@ import pytest
 from stand_in_vllm import stand_in
 from tiny_training import learned, numbers, result
 
-from promptloop.recipes.mini import Mini, mini
+from promptloop.recipes.embedded import mini
+from promptloop.recipes.grpo import grpo
 from promptloop.recipes.runs import settings_from
+from promptloop.recipes.settings import Grpo
 
 SMALL = {
     "steps": 2, "queries": 2, "group": 4, "denoising_steps": 3, "refinements": 2, "window": (0.0, 1.0),
@@ -17,14 +19,14 @@ SMALL = {
 }  # fmt: skip
 
 
-def settings(backbone: str, policy: str, **others: Any) -> Mini:
-    return settings_from(Mini, {"backbone": backbone, "policy": policy, **SMALL, **others})
+def settings(backbone: str, policy: str, **others: Any) -> Grpo:
+    return settings_from(mini, {"backbone": backbone, "policy": policy, **SMALL, **others})
 
 
 @pytest.fixture(scope="module")
 def alone(backbone: str, policy: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("alone") / "run"
-    mini(settings(backbone, policy), run)
+    grpo(settings(backbone, policy), run)
     return run
 
 
@@ -34,7 +36,7 @@ def test_with_an_exact_server_the_run_is_the_run_without(
     """Fails when the server's weights lag an update behind, or the correction is not 1 where both agree."""
     with stand_in(policy) as (url, engine):
         served = settings(backbone, policy, rollouts=url, rollouts_folder=str(tmp_path / "loras"))
-        mini(served, tmp_path / "run")
+        grpo(served, tmp_path / "run")
     asked = [path for path, _ in engine.history]
     assert asked.count("/v1/load_lora_adapter") == 3 == asked.count("/v1/unload_lora_adapter")
     assert asked.count("/v1/chat/completions") == 4 + 2 * 16
@@ -52,12 +54,12 @@ def test_another_engines_drafts_are_corrected_until_they_are_too_far_off(
     backbone: str, policy: str, tmp_path: Path
 ) -> None:
     with stand_in(policy, scale=1.03) as (url, engine):
-        mini(settings(backbone, policy, rollouts=url), tmp_path / "run")
+        grpo(settings(backbone, policy, rollouts=url), tmp_path / "run")
         for line in numbers(tmp_path / "run"):
             assert 0.003 < line["mismatch/mean"] < 0.1 and line["mismatch/effective"] < 0.9999
         chats = len(engine.history)
         with pytest.raises(ValueError, match="nothing is trained on them"):
-            mini(settings(backbone, policy, rollouts=url, mismatch_limit=0.003), tmp_path / "refused")
+            grpo(settings(backbone, policy, rollouts=url, mismatch_limit=0.003), tmp_path / "refused")
         assert len(engine.history) - chats == 6 and not engine.loaded
     assert not (tmp_path / "refused" / "metrics.jsonl").exists()
 

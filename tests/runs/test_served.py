@@ -10,8 +10,8 @@ from tiny_runs import QUICK
 from tiny_server import say, serving, status
 
 import promptloop
-from promptloop.recipes.early import judges
-from promptloop.recipes.mini import Mini
+from promptloop.recipes.early import checked
+from promptloop.recipes.embedded import mini
 
 KEY = "PROMPTLOOP_API_KEY"
 
@@ -63,7 +63,7 @@ def test_a_failing_server_ends_the_run_in_one_sentence(
 
 def test_a_servers_weights_are_not_trained() -> None:
     with pytest.raises(ValueError, match="a server's weights are not here"):
-        judges(Mini(policy="http://127.0.0.1:1/v1#x"))
+        checked(mini(policy="http://127.0.0.1:1/v1#x"))
 
 
 def test_a_server_in_python(backbone: str) -> None:

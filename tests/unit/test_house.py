@@ -22,7 +22,7 @@ PYTHON = sorted(
 LOWEST = {"world", "rewards", "policies", "denoisers", "schedules", "names", "swap"}
 LOOP = LOWEST | {"transition", "history", "solvers", "state", "sample", "parameters"}
 MIDDLE = LOOP | {"controls"}
-TRAIN = MIDDLE | {"rollout", "objectives", "timing"}
+TRAIN = MIDDLE | {"rollout", "objectives", "timing", "turns"}
 ARROWS = {  # room -> the rooms it may import
     **dict.fromkeys(LOWEST, LOWEST),
     "transition": set(),
@@ -32,6 +32,8 @@ ARROWS = {  # room -> the rooms it may import
     "sample": {"schedules", "denoisers", "transition", "solvers", "state"},
     "parameters": {"denoisers", "policies", "names", "swap"},
     "timing": {"policies"},
+    "turns": {"policies"},
+    "interrupt": set(),
     "checkpoint": set(),
     "watch": TRAIN,
     "processes": {"objectives", "sharding"},
@@ -39,11 +41,11 @@ ARROWS = {  # room -> the rooms it may import
     "controls": MIDDLE,
     "rollout": TRAIN,
     "objectives": TRAIN,
-    "train": TRAIN | {"checkpoint", "processes", "sharding", "swap"},
+    "train": TRAIN | {"checkpoint", "processes", "sharding", "swap", "interrupt"},
     "bench": MIDDLE | {"bench"},
     "recipes": TRAIN | {"train", "processes", "watch", "checkpoint", "bench", "recipes", "__init__"},
     "terminal": set(),
-    "cli": {"recipes", "names", "terminal", "__init__"},
+    "cli": {"recipes", "names", "terminal", "interrupt", "__init__"},
     "__main__": {"cli"},
     "studio": {"recipes", "studio", "__init__"},
     "__init__": {"__init__", *TRAIN, "train", "processes", "bench", "recipes"},

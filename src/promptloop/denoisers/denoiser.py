@@ -74,6 +74,11 @@ class Denoiser(ABC):
         return {}
 
     @property
+    def modules(self) -> list[nn.Module]:
+        """Everything with weights that it calls."""
+        return [self.network]
+
+    @property
     def device(self) -> torch.device:
         """Where the network lives."""
         return next(self.network.parameters()).device

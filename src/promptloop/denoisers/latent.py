@@ -112,6 +112,11 @@ class LatentDenoiser(Denoiser):
         return [*super().smaller(batch)[:-1], *more, f"the image size (now {width} x {height})"]
 
     @property
+    def modules(self) -> list[nn.Module]:
+        """The pipeline's networks."""
+        return [part for part in self.pipe.components.values() if isinstance(part, nn.Module)]
+
+    @property
     def scheduler(self) -> Any:
         """The pipeline's scheduler."""
         return self.pipe.scheduler

@@ -44,6 +44,10 @@ class Once(Denoiser):
         return self.denoiser.network
 
     @property
+    def modules(self) -> list[nn.Module]:
+        return self.denoiser.modules
+
+    @property
     def latent_shape(self) -> tuple[int, ...]:
         return self.denoiser.latent_shape
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, final
 
 import torch
@@ -26,6 +26,7 @@ from promptloop.policies.served import Served
 from promptloop.rewards.contract import Reward
 from promptloop.rollout import Geometry, Rollout, rollout
 from promptloop.timing import Stopwatch
+from promptloop.turns import DENOISER, InTurn, Turns
 
 Sum = Callable[[Tensor], Tensor]  # over all processes
 
@@ -59,7 +60,7 @@ class PromptGRPO(Objective):
     optimiser steps on one batch) the old log-probs are computed once more in the geometry of training;
     without it the recorded ones stand and the ratio is 1. With `served` a server draws the drafts, which
     follows the policy update by update; the old log-probs are then always computed here, and the `mismatch`
-    between the two is told, corrected, or refused.
+    between the two is told, corrected, or refused. `turns` moves policy and denoiser in and out.
     """
 
     summed = SUMMED
@@ -83,6 +84,7 @@ class PromptGRPO(Objective):
     served: Served | None = None
     mismatch: Mismatch = Mismatch()
     total: Sum = lambda value: value
+    turns: Turns = field(default_factory=Turns)
 
     def __post_init__(self) -> None:
         if self.refusal_cost < 0:
@@ -130,8 +132,7 @@ class PromptGRPO(Objective):
         small = Geometry(
             queries=1, group=2, refinements=1, denoising_steps=2, guidance=self.geometry.guidance
         )
-        with answering(self.policy.network):
-            rollout(self.denoiser, self.policy, self.reward, asked[:1], small, seed=self.seed)
+        self._episodes(self.policy, asked[:1], small, seed=self.seed)
 
     @property
     def writer(self) -> Policy:
@@ -146,9 +147,7 @@ class PromptGRPO(Objective):
         geometry = self.geometry if update >= self.first_alone else replace(self.geometry, refinements=1)
         if self.served is not None:
             self.served.follow()
-        with answering(self.policy.network):
-            made = rollout(self.denoiser, self.writer, self.reward, asked, geometry,
-                           seed=self.seed + update, first=first)  # fmt: skip
+        made = self._episodes(self.writer, asked, geometry, seed=self.seed + update, first=first)
         rewards = made.rewards - self.refusal_cost * refusals(made)
         advantages, telling = group_advantages(
             rewards,
@@ -209,6 +208,13 @@ class PromptGRPO(Objective):
         grey = Request("", "", torch.full((3, 64, 64), 0.5), 0.5)
         return self.policy.log_prob([self.policy.silence(grey)])[0].sum()
 
+    def _episodes(
+        self, writer: Policy, asked: Sequence[str], geometry: Geometry, *, seed: int, first: int = 0
+    ) -> Rollout:
+        writer = InTurn(writer, self.turns)
+        with answering(self.policy.network), self.turns(DENOISER):
+            return rollout(self.denoiser, writer, self.reward, asked, geometry, seed=seed, first=first)
+
     def _cut(self, asked: Sequence[str]) -> float:
         """The share of queries whose end the text encoder does not read; a policy may say them shorter."""
         limit = self.denoiser.text_limit
@@ -263,4 +269,5 @@ def described(made: Rollout, telling: Tensor, group: int) -> dict[str, float]:
         "tokens_per_draft": sum(len(d.tokens) for d in drafts) / len(drafts),
         "kept": sum(d.kept == "same" for d in drafts) / len(drafts),
         "refused": sum(d.refused for d in drafts) / len(drafts),
+        **{f"reward/{name}": float(values.mean()) for name, values in made.terms.items()},
     }

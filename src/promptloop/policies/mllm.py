@@ -26,6 +26,8 @@ from promptloop.policies.pictures import by_picture, identity, picture
 from promptloop.policies.processor import load_processor
 from promptloop.policies.quantize import Quantize, quantized
 
+IMAGE_SIZE = "image_size"  # in the generation_config that `save` writes
+
 
 @final
 @dataclass(frozen=True, eq=False)
@@ -70,8 +72,9 @@ class Mllm(Policy):
         """From a folder or a hub id. Only safetensors are read.
 
         `lora` is a PEFT folder, whose weights alone stay trainable. `max_new_tokens` None: what the LoRA was
-        trained with, else what the model's generation_config says, else 48. `quantize` "4bit" keeps the
-        weights in four bits (`quantize.py`); what is trained beside them is a LoRA.
+        trained with, else what the model's generation_config says, else 48. `image_size` None: what it was
+        trained with, else the estimates as they are decoded. `quantize` "4bit" keeps the weights in four bits
+        (`quantize.py`); what is trained beside them is a LoRA.
         ValueError where there is no such folder and the name can be no hub id.
         """
         if not Path(path_or_id).is_dir() and not HUB_ID.fullmatch(str(path_or_id)):
@@ -80,7 +83,8 @@ class Mllm(Policy):
             str(path_or_id), dtype=dtype, use_safetensors=True, **quantized(quantize, dtype, device)
         )
         network.requires_grad_(quantize == "none")
-        limit = network.generation_config.max_new_tokens
+        says = network.generation_config
+        limit = says.max_new_tokens
         if lora is not None:
             from peft import PeftModel
 
@@ -88,15 +92,17 @@ class Mllm(Policy):
                 raise ValueError(f"{lora} has no adapter_model.safetensors; other formats are not read")
             network = PeftModel.from_pretrained(network, str(lora), is_trainable=True)
             if (Path(lora) / GENERATION_CONFIG_NAME).is_file():
-                limit = GenerationConfig.from_pretrained(str(lora)).max_new_tokens or limit
+                says = GenerationConfig.from_pretrained(str(lora))
+                limit = says.max_new_tokens or limit
         processor = load_processor(str(path_or_id))
         limit = max_new_tokens if max_new_tokens is not None else limit or 48
+        image_size = image_size or says.to_dict().get(IMAGE_SIZE)
         network = network if quantize == "4bit" else network.to(device)  # it is there already
         return Mllm(network.eval(), processor, temperature, limit, image_size)
 
     def save(self, folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
         """Its weights (or these in their place) as safetensors, a LoRA alone, or all with the processor, and
-        how long its drafts may be.
+        how long its drafts may be and how large its pictures.
         """
         whole = not hasattr(self.network, "peft_config")
         how = (
@@ -106,6 +112,7 @@ class Mllm(Policy):
         (folder / "README.md").unlink(missing_ok=True)  # peft's empty template; the run has a card
         says = copy.deepcopy(self.network.generation_config)
         says.max_new_tokens = self.max_new_tokens
+        setattr(says, IMAGE_SIZE, self.image_size) if self.image_size else None
         says.save_pretrained(folder)
         if whole:
             self.processor.save_pretrained(folder)

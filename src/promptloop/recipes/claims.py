@@ -10,17 +10,18 @@ from dataclasses import dataclass, replace
 from typing import Any, final
 
 from promptloop.bench.arms import Way
-from promptloop.recipes.mini import Mini
+from promptloop.recipes.embedded import mini
 from promptloop.recipes.mini_dpo import MiniDPO
+from promptloop.recipes.settings import Grpo
 from promptloop.recipes.usual import PAPER_WINDOW, TURBO_WINDOW
 
 SEEDS = 3  # of the noise, where nothing is trained
 
-AHEAD = Mini(steps=160, refinements=1)
-ALONE = Mini(steps=160, credit="branch")  # five refinements
+AHEAD = mini(steps=160, refinements=1)
+ALONE = mini(steps=160, credit="branch")  # five refinements
 LOOP = replace(ALONE, steps=60, first="ahead", lr=6e-4, kl_weight=0.03, temperature=0.7)  # of the same seed
 
-TRAINED: dict[str, tuple[Mini, int]] = {  # name -> settings, number of seeds
+TRAINED: dict[str, tuple[Grpo, int]] = {  # name -> settings, number of seeds
     "ahead": (AHEAD, 3),
     "longer": (replace(AHEAD, steps=220), 3),  # as many updates as "ahead" and "image" together
     "blind": (replace(LOOP, image_dropout=1.0), 3),

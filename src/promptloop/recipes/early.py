@@ -1,9 +1,9 @@
-"""What `promptloop train mini` refuses before anything is loaded: it would fail late or mislead."""
+"""What a GRPO run refuses before anything is loaded, since it would fail late or mislead; and its prompts."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -11,14 +11,12 @@ from promptloop.names import HUB_ID
 from promptloop.policies.endpoint import is_server
 from promptloop.processes import Processes
 from promptloop.recipes import parts, runs
+from promptloop.recipes.prompts import Prompts, prompts_from
+from promptloop.recipes.settings import EMBEDDED, Grpo
 from promptloop.recipes.tracking import check as check_tracker
-from promptloop.rewards.contract import Reward
-
-if TYPE_CHECKING:
-    from promptloop.recipes.mini import Mini
 
 
-def launched(settings: Mini, device: torch.device) -> Processes:
+def launched(settings: Grpo, device: torch.device) -> Processes:
     """The processes of the run; ValueError for settings that do not go with their number."""
     processes = Processes.launched(device)
     if ":" in settings.device and processes.share.of > 1:
@@ -31,8 +29,8 @@ def launched(settings: Mini, device: torch.device) -> Processes:
     return processes
 
 
-def judges(settings: Mini) -> tuple[Reward, Reward | None]:
-    """The reward and the gold; names that lead nowhere are refused before any network is loaded."""
+def checked(settings: Grpo) -> None:
+    """ValueError for names that lead nowhere, and for what cannot be done with what they lead to."""
     parts.locate(settings.backbone, "backbone")
     if settings.policy == "none":
         raise ValueError("policy 'none' has nothing to train; give mini-vlm, a chat model or a run's folder")
@@ -56,10 +54,17 @@ def judges(settings: Mini) -> tuple[Reward, Reward | None]:
     if settings.push_to_hub != "none" and settings.train_weights == "lora" and where_is_here(settings):
         raise ValueError(f"a LoRA of {settings.policy} would be of no use to others: that folder is "
                          "here alone; give mini-vlm or a hub id, or --train-weights all")  # fmt: skip
-    return parts.reward(settings.reward), None if settings.gold == "none" else parts.reward(settings.gold)
 
 
-def its_own_lora(settings: Mini) -> None:
+def prompts_of(settings: Grpo, say: Callable[[str], None]) -> Prompts | None:
+    """The prompts to train on; None: the embedded world's."""
+    if settings.prompts == EMBEDDED:
+        return None
+    return prompts_from(settings.prompts, column=settings.prompt_column, split=settings.prompt_split,
+                        chars=settings.prompt_chars, seed=settings.seed, say=say)  # fmt: skip
+
+
+def its_own_lora(settings: Grpo) -> None:
     """Refuses what cannot be done with a policy that is a LoRA already."""
     if settings.train_weights == "all":
         raise ValueError(f"policy {settings.policy!r} is a LoRA; only that can be trained, not all weights")
@@ -70,7 +75,7 @@ def its_own_lora(settings: Mini) -> None:
         )
 
 
-def where_is_here(settings: Mini) -> bool:
+def where_is_here(settings: Grpo) -> bool:
     """Whether the policy is a folder of the user's, or a LoRA of one."""
     name: str | None = settings.policy
     while name is not None:

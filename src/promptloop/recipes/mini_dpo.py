@@ -21,6 +21,7 @@ from promptloop.policies.contract import Policy
 from promptloop.processes import Processes
 from promptloop.recipes import parts, runs
 from promptloop.recipes.progress import Progress
+from promptloop.recipes.rewards import reward_named
 from promptloop.recipes.usual import settle
 from promptloop.rewards.contract import scored
 from promptloop.sample import Control, sample
@@ -33,7 +34,9 @@ PAIRS = "pairs.safetensors"
 @final
 @dataclass(frozen=True)
 class MiniDPO:
-    """Pairs: `queries` training-side queries, `group` images of each, the best by `reward` against the worst
+    """Diffusion-DPO of the embedded backbone on pairs of its own images that a reward tells apart.
+
+    Pairs: `queries` training-side queries, `group` images of each, the best by `reward` against the worst
     (no pair where they are equal). With a `policy` every second image of a group is made with its prompts,
     so that winners show what the query alone seldom gives. `denoising_steps`, `guidance` and the policy's
     `window` None become the backbone's usual ones. Then `steps` updates on `batch` pairs.
@@ -88,6 +91,7 @@ def mini_dpo(
     settings: MiniDPO,
     run: Path,
     *,
+    recipe: str = "mini-dpo",
     resume: bool = False,
     last_good: bool = False,
     progress: Progress | None = None,
@@ -98,14 +102,12 @@ def mini_dpo(
     where, embedded = parts.locate(settings.backbone, "backbone")
     base = settings.backbone if embedded else where  # not as typed: another directory would find another one
     parts.locate(settings.policy, "policy")
-    reward = parts.reward(settings.reward)
-    gold = None if settings.gold == "none" else parts.reward(settings.gold)
+    reward = reward_named(settings.reward)
+    gold = None if settings.gold == "none" else reward_named(settings.gold)
     device = parts.device_named(settings.device)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ValueError(
-            "mini-dpo runs in one process so far; start it without torchrun or accelerate launch"
-        )
-    runs.begin(run, "mini-dpo", settings, resume=resume)
+        raise ValueError("mini-dpo runs in one process so far; start it without torchrun and the like")
+    runs.begin(run, recipe, settings, resume=resume)
     backbone = parts.backbone(settings.backbone, device, torch.float32).value
     if getattr(backbone.network, "peft_config", None):
         raise ValueError(
@@ -142,7 +144,7 @@ def mini_dpo(
         stop_at=stop_at,
     )
     runs.finish(run / runs.BACKBONE, lambda folder: save_lora(backbone, folder, base=base))
-    runs.card(run, "mini-dpo", settings, device, runs.BACKBONE)
+    runs.card(run, recipe, settings, device, runs.BACKBONE)
     return {"updates": done, "role": "backbone", "settings": asdict(settings), "lines": runs.lines(run)}
 
 

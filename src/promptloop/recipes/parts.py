@@ -7,7 +7,6 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
@@ -169,31 +168,6 @@ def lora_base(folder: Path) -> str | None:
     if not base:
         raise ValueError(f"{file} does not say which weights it belongs to (base_model_name_or_path)")
     return str(base)
-
-
-def reward(name: str) -> Any:
-    """The reward `name` stands for: one of the embedded world's, or the user's own; ValueError with the
-    nearest.
-    """
-    from promptloop.world.judge import JudgeReward
-    from promptloop.world.oracle import OracleReward
-
-    if DOTTED.fullmatch(name):
-        made = imported(name, "reward")
-        made = made() if isinstance(made, type) else made
-        if not callable(made):
-            raise ValueError(
-                f"reward {name!r} is a {type(made).__name__}; it must be callable: (images, queries)"
-            )
-        return made
-    known: dict[str, Any] = {
-        "oracle": OracleReward,
-        "oracle-strict": partial(OracleReward, strict=True),
-        "preference": JudgeReward,
-    }
-    if name not in known:
-        raise ValueError(f"no reward {name!r}; {nearest(name, known)} (or your own package.module:name)")
-    return known[name]()
 
 
 def part(name: str, role: str, value: Any, where: str, embedded: bool) -> Part:

@@ -21,9 +21,10 @@ from promptloop.bench.paired import difference, interval
 from promptloop.names import one_of
 from promptloop.recipes import parts, runs
 from promptloop.recipes.claims import CLAIMS, ROWS, SHIPPED, TRAINED, TUNED, Claim, Row
-from promptloop.recipes.mini import mini
+from promptloop.recipes.grpo import grpo
 from promptloop.recipes.mini_dpo import mini_dpo
 from promptloop.recipes.progress import Progress
+from promptloop.recipes.rewards import reward_named
 from promptloop.solvers import Scheduler, Solver
 from promptloop.world import study
 from promptloop.world import weights as world_weights
@@ -119,7 +120,7 @@ def row(name: str, out: Path, count: int, seeds: int | None, policies: Path | No
     asked = [q.text for q in queries(count, 2, held_out=True)]
     scores: dict[str, list[list[float]]] = {reward: [] for reward in REWARDS}
     costs = []
-    rewards = {reward: parts.reward(reward) for reward in REWARDS}
+    rewards = {reward: reward_named(reward) for reward in REWARDS}
     for seed in range(settings["seeds"]):
         denoiser, policy, solver = loaded(said, seed, policies)
         made = measured(
@@ -210,7 +211,7 @@ def train_all(
                 continue
             begun, first = (folder / runs.CONFIG).exists(), settings.first
             first = str(out / f"{first}-{seed}") if first in TRAINED else first
-            mini(
+            grpo(
                 replace(settings, seed=seed, first=first),
                 folder,
                 resume=begun,

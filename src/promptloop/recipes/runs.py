@@ -20,7 +20,15 @@ from promptloop.recipes import trace
 CONFIG, METRICS = "config.json", "metrics.jsonl"
 POLICY, BACKBONE = "policy", "backbone"  # what a run trains, and the folder in it
 FIRST = "first"  # in a policy's folder: who writes the first draft, if another does
-TRAINS = {"mini": POLICY, "mini-dpo": BACKBONE}  # recipe -> what it trains
+TRAINS = {  # recipe -> what it trains
+    "mini": POLICY,
+    "mini-dpo": BACKBONE,
+    "sd15_imagereward": POLICY,
+    "sdxl_imagereward": POLICY,
+    "sdxl_turbo_composite": POLICY,
+    "sd35_imagereward": POLICY,
+    "flux_imagereward": POLICY,
+}
 ROLES = {  # title, what it is, tag
     POLICY: (
         "A prompt policy",
@@ -36,16 +44,18 @@ ROLES = {  # title, what it is, tag
 S = TypeVar("S")
 
 
-def settings_from(kind: type[S], values: Mapping[str, Any]) -> S:
-    """A settings dataclass from names and values (texts are read as its fields' types).
+def settings_from(make: Callable[..., S], values: Mapping[str, Any]) -> S:
+    """A settings dataclass, or what a function with its own defaults makes of one, from names and values
+    (texts are read as its fields' types).
 
     ValueError naming the nearest field for an unknown name, and what was wanted for a value of another kind.
     """
+    kind: Any = make if isinstance(make, type) else typing.get_type_hints(make)["return"]
     hints = typing.get_type_hints(kind)
-    known = sorted(f.name for f in fields(kind))  # type: ignore[arg-type]
+    known = sorted(f.name for f in fields(kind))
     for name in values:
         one_of(name, known, "setting")
-    return kind(**{name: read_as(hints[name], value, name) for name, value in values.items()})
+    return make(**{name: read_as(hints[name], value, name) for name, value in values.items()})
 
 
 def read_as(wanted: Any, value: Any, name: str) -> Any:
@@ -78,13 +88,14 @@ def read_as(wanted: Any, value: Any, name: str) -> Any:
         raise ValueError(f"{name} is {value!r}; it must be of kind {kind}") from None
 
 
-def begin(run: Path, recipe: str, settings: Any, *, resume: bool) -> None:
+def begin(run: Path, recipe: str, settings: Any, *, resume: bool, prompts: str | None = None) -> None:
     """Makes the folder and writes its config, or checks that it holds this very run.
 
-    ValueError where there is a run and `resume` was not asked for, or one with other settings.
+    `prompts` is the sha256 of what is trained on. ValueError where there is a run and `resume` was not asked
+    for, or one with other settings or prompts.
     """
     file = run / CONFIG
-    config = json.loads(json.dumps({"recipe": recipe, "settings": asdict(settings)}))
+    config = json.loads(json.dumps({"recipe": recipe, "settings": asdict(settings), "prompts": prompts}))
     begun = any(run.glob("*.safetensors")) or (run / METRICS).exists() or checkpoint.steps(run)
     if file.exists() and (begun or resume):
         found = config_of(run)
@@ -95,6 +106,8 @@ def begin(run: Path, recipe: str, settings: Any, *, resume: bool) -> None:
         if found.get("recipe") != recipe or other:
             told = ", ".join(f"{k} {theirs.get(k)} (now {ours.get(k)})" for k in other) or found.get("recipe")
             raise ValueError(f"{run} holds a run with {told}; resume with its own settings")
+        if found["prompts"] != prompts:
+            raise ValueError(f"{ours['prompts']} no longer holds the prompts that {run} was begun with")
         return
     if resume:
         raise ValueError(f"{run} holds no run to resume")
@@ -120,7 +133,9 @@ def config_of(run: Path) -> dict[str, Any]:
     file = run / CONFIG
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
-        return {"recipe": found["recipe"], "settings": dict(found["settings"])}
+        return {**found, "recipe": found["recipe"], "settings": dict(found["settings"])} | {
+            "prompts": found.get("prompts")
+        }
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{file} is damaged ({error}): put it back, or begin again in another folder"
@@ -137,7 +152,7 @@ def resumed(run: Path) -> list[str]:
     return [f"{run / written} has lost the lines of {len(lost)} updates, the first {lost[0]}"] if lost else []
 
 
-def settings_of(run: Path, recipe: str, kind: type[S]) -> S:
+def settings_of(run: Path, recipe: str, kind: Callable[..., S]) -> S:
     """The settings a run was begun with; ValueError where the folder holds none, or another recipe's."""
     if not (run / CONFIG).is_file():
         raise ValueError(f"{run} holds no run ({CONFIG} is missing)")

@@ -10,10 +10,26 @@ from typing import Any
 from promptloop.names import one_of
 from promptloop.recipes import runs
 
-RECIPES = {  # name -> "module:settings module:function"
-    "mini": ("promptloop.recipes.mini:Mini", "promptloop.recipes.mini:mini"),
+GRPO = "promptloop.recipes.grpo:grpo"
+RECIPES = {  # name -> what makes its settings of those given, what runs them
+    "mini": ("promptloop.recipes.embedded:mini", GRPO),
     "mini-dpo": ("promptloop.recipes.mini_dpo:MiniDPO", "promptloop.recipes.mini_dpo:mini_dpo"),
+    "sd15_imagereward": ("promptloop.recipes.real:sd15_imagereward", GRPO),
+    "sdxl_imagereward": ("promptloop.recipes.real:sdxl_imagereward", GRPO),
+    "sdxl_turbo_composite": ("promptloop.recipes.real:sdxl_turbo_composite", GRPO),
+    "sd35_imagereward": ("promptloop.recipes.real:sd35_imagereward", GRPO),
+    "flux_imagereward": ("promptloop.recipes.real:flux_imagereward", GRPO),
 }
+
+
+def listed() -> str:
+    """The recipes, one a line."""
+    width = max(map(len, RECIPES))
+    rows = [
+        f"  {name:{width}}  {(found(make).__doc__ or '').split(chr(10))[0]}"
+        for name, (make, _) in RECIPES.items()
+    ]
+    return "\n".join(["promptloop train RECIPE --out DIR [--SETTING VALUE]...; the recipes:", *rows])
 
 
 def settings_given(arguments: Sequence[str]) -> dict[str, str]:
@@ -37,9 +53,9 @@ def settings_given(arguments: Sequence[str]) -> dict[str, str]:
 
 
 def recipe_named(name: str) -> tuple[Any, Callable[..., dict[str, Any]]]:
-    """The settings class and the function of a recipe; ValueError with the nearest name."""
-    kind, function = (found(where) for where in RECIPES[one_of(name, RECIPES, "recipe")])
-    return kind, function
+    """What makes a recipe's settings, and the function that runs them; ValueError with the nearest name."""
+    make, function = (found(where) for where in RECIPES[one_of(name, RECIPES, "recipe")])
+    return make, function
 
 
 def found(where: str) -> Any:
@@ -52,13 +68,13 @@ def run(recipe: str, given: Mapping[str, Any], folder: Path, *, resume: bool, **
 
     With `resume` the folder's own settings stand, and `given` must not contradict them.
     """
-    kind, function = recipe_named(recipe)
+    make, function = recipe_named(recipe)
     if resume:
-        stored = runs.settings_of(folder, recipe, kind)
-        settings = runs.settings_from(kind, {**vars(stored), **given})
+        stored = runs.settings_of(folder, recipe, make)
+        settings = runs.settings_from(make, {**vars(stored), **given})
     else:
-        settings = runs.settings_from(kind, given)
-    done = function(settings, folder, resume=resume, **others)
+        settings = runs.settings_from(make, given)
+    done = function(settings, folder, recipe=recipe, resume=resume, **others)
     rewards = [line["reward"] for line in done["lines"] if "reward" in line]
     reached = f"reward {rewards[0]:.3f} -> {rewards[-1]:.3f}" if rewards else "reward not looked at"
     return (

@@ -1,0 +1,224 @@
+"""GRPO of a prompt policy, as `Grpo` says: what `promptloop train mini` and the recipes of `real.py` run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from promptloop.objectives.contract import Batch
+from promptloop.objectives.prompts import PromptGRPO
+from promptloop.parameters import fully, has_reference, saving_memory, with_lora
+from promptloop.policies.mllm import Mllm
+from promptloop.processes import Processes
+from promptloop.recipes import parts, rollouts, runs
+from promptloop.recipes.early import checked, launched, prompts_of
+from promptloop.recipes.progress import Progress, silent
+from promptloop.recipes.prompts import Prompts
+from promptloop.recipes.rewards import reward_named
+from promptloop.recipes.settings import Grpo
+from promptloop.recipes.sheet import write_sheet
+from promptloop.recipes.tracking import push, told, tracker
+from promptloop.rewards.contract import Reward
+from promptloop.rollout import alone
+from promptloop.train import After, Line, train
+from promptloop.turns import DENOISER, POLICY, Turns
+from promptloop.watch import HackingWatch
+from promptloop.world.queries import training_texts
+
+Say = Callable[[str], None]
+TOLERANCE = {"float32": 1e-3, "bfloat16": 0.25}  # of the ratio at the start: what rounding alone makes of it
+
+
+def grpo(
+    settings: Grpo,
+    run: Path,
+    *,
+    recipe: str = "mini",
+    resume: bool = False,
+    last_good: bool = False,
+    progress: Progress | None = None,
+    say: Say = print,
+    stop_at: int | None = None,
+) -> dict[str, Any]:
+    """Trains, and leaves in `run` the policy (`run/policy`), checkpoints, metrics, sheets and a card.
+
+    `recipe` is whose settings they are.
+    """
+    checked(settings)
+    device = parts.device_named(settings.device)
+    processes = launched(settings, device)
+    tell_once = say if processes.main else silent
+    prompts = prompts_of(settings, tell_once)
+    reward = reward_named(settings.reward, device)
+    gold = None if settings.gold == "none" else reward_named(settings.gold, device)
+    if processes.main:
+        runs.begin(run, recipe, settings, resume=resume, prompts=prompts and prompts.sha256)
+        for word in runs.resumed(run) if resume else []:
+            say(word)
+    processes.wait()
+    objective = objective_of(settings, reward, device, processes, prompts, tell_once)
+    watch = HackingWatch(settings.group, gold, tell_once, past=lambda: runs.lines(run), means=processes.means)
+    log, end = tracker(settings.track if processes.main else "none", run, settings)
+
+    def tell(update: int, batch: Batch, line: Line) -> Line:
+        log(line, update)
+        if progress is not None and processes.main:
+            progress(f"training: {told(line)}", update, settings.steps)
+        return {}
+
+    policy, save = objective.policy, saving(objective)
+    processes = processes.dividing(policy.network) if settings.shard else processes
+    sheets = sheets_of(settings, run, processes)
+    hooks: list[After] = [watch, base_of(settings, objective, processes), sheets, tell]
+    with rollouts.serving(objective):
+        done = train(objective, policy.network, settings.training(), run, processes=processes, save=save,
+                     after=hooks, last_good=last_good, stop_at=stop_at)  # fmt: skip
+    weights = processes.weights()
+    if processes.main:
+        runs.finish(run / runs.POLICY, lambda folder: save(folder, weights))
+        runs.card(run, recipe, settings, device, runs.POLICY)
+        end()
+        if settings.push_to_hub != "none":
+            say(f"uploaded: {push(run, run / runs.POLICY, settings.push_to_hub)}")
+    processes.wait()
+    return {"updates": done, "role": "policy", "settings": asdict(settings), "lines": runs.lines(run)}
+
+
+def sheets_of(settings: Grpo, run: Path, processes: Processes) -> After:
+    """A hook that writes a sheet of samples now and then."""
+    steps = settings.geometry().denoising_steps
+
+    def sheet(update: int, batch: Batch, line: Line) -> Line:
+        every = settings.sheet_every
+        if processes.main and every and (update % every == 0 or update == 1):
+            write_sheet(run, update, batch.shown, steps, settings.group)
+        return {}
+
+    return sheet
+
+
+def base_of(settings: Grpo, objective: PromptGRPO, processes: Processes) -> After:
+    """A hook that samples the queries alone now and then: "base", and how much of the room is "headroom"."""
+
+    def base(update: int, batch: Batch, line: Line) -> Line:
+        if not settings.base_every or (update - 1) % settings.base_every:
+            return {}
+        first, asked = processes.share.of_rows(objective.queries(update - 1))
+        with objective.turns(DENOISER):
+            there = alone(objective.denoiser, objective.reward, asked, objective.geometry,
+                          seed=objective.seed + update - 1, first=first)  # fmt: skip
+        found = processes.means({"base": float(there.mean())})
+        room = 1.0 - found["base"]  # the oracle's scores end at 1
+        if settings.reward in ("oracle", "oracle-strict") and room > 0:
+            found["headroom"] = (line["reward"] - found["base"]) / room
+        return found
+
+    return base
+
+
+def objective_of(
+    settings: Grpo,
+    reward: Reward,
+    device: torch.device,
+    processes: Processes,
+    prompts: Prompts | None = None,
+    say: Say = silent,
+) -> PromptGRPO:
+    """Backbone and policy with a LoRA, loaded and put together with the reward and the prompts."""
+    waiting = {"none": (), "both": (POLICY, DENOISER)}.get(settings.offload, (settings.offload,))
+    there = torch.device("cpu") if DENOISER in waiting else device
+    backbone = parts.backbone(settings.backbone, there, getattr(torch, settings.denoiser_dtype)).value
+    queries = asking(settings, prompts, backbone, say)
+    where, embedded = parts.locate(settings.policy, "policy")
+    policy = parts.chat_model(
+        where,
+        device=device,
+        dtype=getattr(torch, settings.policy_dtype),
+        temperature=settings.temperature,
+        max_new_tokens=settings.max_new_tokens,
+        image_size=settings.image_size,
+        quantize=settings.policy_quantize,
+    )
+    fresh = not has_reference(policy.network)  # else what it was before training is not its base
+    if settings.train_weights == "all":
+        policy = fully(policy)
+    else:
+        base = settings.policy if embedded else where
+        policy = with_lora(policy, rollouts.lora_of(settings), seed=settings.seed, base=base)
+    if settings.gradient_checkpointing:
+        saving_memory(policy)
+    first = first_of(settings, device)
+    writers = [policy.network, *([] if first is None else [first.network])]
+    return PromptGRPO(
+        denoiser=backbone,
+        policy=policy,
+        reward=reward,
+        queries=queries,
+        geometry=settings.geometry(),
+        surrogate=settings.surrogate(),
+        first=first,
+        seed=1_000_003 * settings.seed,
+        baseline=settings.baseline,
+        scale=settings.scale,
+        kl_to=settings.kl_to if fresh else "old",
+        refusal_cost=settings.refusal_cost,
+        first_alone=settings.first_alone,
+        micro_batch=settings.micro_batch,
+        recompute=settings.epochs > 1,
+        tolerance=TOLERANCE[settings.policy_dtype],
+        total=processes.total,
+        served=rollouts.served_of(settings, policy),
+        mismatch=rollouts.mismatch_of(settings),
+        turns=Turns({POLICY: writers, DENOISER: backbone.modules}, waiting, device),
+    )
+
+
+def saving(objective: PromptGRPO) -> Callable[..., None]:
+    """Saves the trained policy into a folder, and in it who writes the first draft, if another does."""
+
+    def save(folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
+        objective.policy.save(folder, weights)
+        if isinstance(objective.first, Mllm):
+            objective.first.save(folder / runs.FIRST)
+
+    return save
+
+
+def first_of(settings: Grpo, device: torch.device) -> Mllm | None:
+    """Who writes the first drafts, the likeliest; None: the trained policy does."""
+    if settings.first == "none":
+        return None
+    where = parts.locate(settings.first, "policy")[0]
+    return parts.chat_model(
+        where, device=device, dtype=getattr(torch, settings.policy_dtype), temperature=0.0
+    )
+
+
+def asking(settings: Grpo, prompts: Prompts | None, denoiser: Any, say: Say) -> Callable[[int], list[str]]:
+    """The queries of each update. Prompts that the backbone's text encoder does not read to their end are
+    left out.
+    """
+    if prompts is None:
+        return lambda update: asked(settings, update)
+    limit = settings.prompt_tokens or denoiser.text_limit
+    fitting = prompts.without(
+        f"of more than {limit} tokens of the text encoder", lambda text: denoiser.count_tokens(text) <= limit
+    )
+    if fitting != prompts:
+        say(fitting.told())
+    if len(fitting.texts) < settings.queries:
+        raise ValueError(
+            f"{fitting.told()}; an update asks {settings.queries} queries: give more, or a smaller --queries"
+        )
+    return lambda update: fitting.of(update, settings.queries)
+
+
+def asked(settings: Grpo, update: int) -> list[str]:
+    """The queries of one update, of the embedded world."""
+    first = update * settings.queries
+    return training_texts(f"{settings.seed}/grpo", range(first, first + settings.queries))

@@ -1,0 +1,75 @@
+"""From a name to a reward."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from functools import partial
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+
+from promptloop.names import nearest
+from promptloop.recipes.parts import DOTTED, imported
+from promptloop.rewards.composite import Weighted
+
+LEARNED = {  # NAME:FOLDER_OR_ID -> "module:class" with load(FOLDER_OR_ID or None, device=)
+    "imagereward": "promptloop.rewards.imagereward:ImageReward",
+    "judge": "promptloop.rewards.judge:Judge",
+}
+TERM = re.compile(r"(?:([-+]?\d*\.?\d+)\s*\*\s*)?(.+)")  # WEIGHT*NAME, or NAME
+
+
+def reward_named(name: str, device: str | torch.device = "cpu") -> Any:
+    """The reward `name` stands for: one of the embedded world's, a learned one ("imagereward:FOLDER_OR_ID"),
+    the user's own ("module:name"), or a weighted sum ("0.25*imagereward:DIR + 1*judge:DIR"); ValueError with
+    the nearest.
+    """
+    if " + " in name or "*" in name:
+        return weighted(name, device)
+    from promptloop.world.judge import JudgeReward
+    from promptloop.world.oracle import OracleReward
+
+    kind, _, where = name.partition(":")
+    if kind in LEARNED and (where or ":" not in name):
+        return imported(LEARNED[kind], "reward").load(where or None, device=device)
+    if DOTTED.fullmatch(name) and not mistyped(kind):
+        made = imported(name, "reward")
+        made = made() if isinstance(made, type) else made
+        if not callable(made):
+            raise ValueError(
+                f"reward {name!r} is a {type(made).__name__}; it must be callable: (images, queries)"
+            )
+        return made
+    known: dict[str, Any] = {
+        "oracle": OracleReward,
+        "oracle-strict": partial(OracleReward, strict=True),
+        "preference": JudgeReward,
+    }
+    if name not in known:
+        names = [*known, *LEARNED, *(f"{learned}:{where}" for learned in LEARNED if where)]
+        raise ValueError(f"no reward {name!r}; {nearest(name, names)} (or your own package.module:name)")
+    return known[name]()
+
+
+def weighted(said: str, device: str | torch.device) -> Weighted:
+    """The sum that is written out: its terms are named by what stands before the colon, where that is enough
+    to tell them apart.
+    """
+    found = [TERM.fullmatch(part.strip()) for part in said.split(" + ")]
+    terms = [(float(match[1] or 1), match[2].strip()) for match in found if match]
+    if len(terms) < len(found):
+        raise ValueError(f"reward {said!r} has an empty term; write it as 0.25*imagereward:DIR + 1*judge:DIR")
+    short = [name.partition(":")[0] if name.partition(":")[0] in LEARNED else name for _, name in terms]
+    names = short if len(set(short)) == len(terms) else [name for _, name in terms]
+    if len(set(names)) < len(terms):
+        raise ValueError(f"reward {said!r} has a term twice; add up its weights")
+    rewards = [(weight, reward_named(name, device)) for weight, name in terms]
+    return Weighted(dict(zip(names, rewards, strict=True)))
+
+
+def mistyped(kind: str) -> bool:
+    """Whether `kind` is nearly a learned reward's name and no module of the user's."""
+    near = difflib.get_close_matches(kind, LEARNED, n=1, cutoff=0.8)
+    return bool(near) and find_spec(kind.partition(".")[0]) is None

@@ -1,0 +1,45 @@
+"""Where a learned reward's weights lie: a folder, a file, or the hub, from which nothing comes unasked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from promptloop.names import HUB_ID
+
+
+def weights_in(where: str | None, reward: str, hub: str, file: str) -> tuple[Path, bool]:
+    """The file with the weights, and whether the user asked for the hub by naming an id of it.
+
+    where: a folder with `file` (or one .safetensors or .pt), such a file, a hub id; None: `hub`, from the
+    cache alone.
+    """
+    if where is None:
+        how = f"give {reward}:FOLDER with {file}, or {reward}:{hub}, which downloads it once"
+        return cached(hub, file, download=False, why=how), False
+    local = Path(where).expanduser()
+    if local.is_file():
+        return local, False
+    if local.is_dir():
+        stem = Path(file).stem
+        found = [local / f"{stem}.safetensors", local / file]
+        found = [f for f in found if f.is_file()] or [
+            f for kind in ("*.safetensors", "*.pt") for f in sorted(local.glob(kind))
+        ]
+        if not found:
+            raise ValueError(f"{where} has no {file}, so it is not the folder of {reward}")
+        return found[0], False
+    if HUB_ID.fullmatch(where) and not Path(where).parent.is_dir():
+        return cached(where, file, download=True, why=f"{where} is no folder here"), True
+    raise ValueError(f"no {where!r} for the reward {reward}; give a folder with {file}, or a hub id as {hub}")
+
+
+def cached(hub: str, file: str, *, download: bool, why: str) -> Path:
+    """`file` of the hub's repository, from the cache; from the hub itself only with `download`."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        return Path(hf_hub_download(hub, file, local_files_only=not download))
+    except (OSError, HfHubHTTPError) as error:
+        there = "the hub's cache and the hub gave" if download else "the hub's cache has"
+        raise ValueError(f"{there} no {file} of {hub}: {why}") from error
