@@ -1,4 +1,4 @@
-"""The examples of "LoRAs, memory, schedulers" in docs/models.md run, on tiny folders of the names they use."""
+"""The examples of "LoRAs, memory, schedulers" in docs/models.md run, on tiny folders of their names."""
 
 from __future__ import annotations
 
