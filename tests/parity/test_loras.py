@@ -105,6 +105,7 @@ def test_switching_nests_and_survives_errors(made: Any) -> None:
     before, both = ours(denoiser), {"peft": 1.0, "diffusers": 1.0}
     with denoiser.loras({"peft": 0.5}):
         half = ours(denoiser)
+        assert not any(p.requires_grad for p in denoiser.network.parameters())
         with pytest.raises(KeyError), denoiser.loras():
             assert denoiser.lora_weights == {"peft": 0.0, "diffusers": 0.0}
             with reference(denoiser.network):
