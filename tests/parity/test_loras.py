@@ -170,8 +170,10 @@ def test_sources() -> None:
     assert LoraSource.parse("soft=a/b.safetensors:-1e-1") == LoraSource("a/b.safetensors", -0.1, "soft")
     assert LoraSource.parse("c:/x/y-z") == LoraSource("c:/x/y-z", 1.0, "y_z")
     assert LoraSource("runs/ink/adapter_model.safetensors").name == "ink"
-    for text, said in (("a:1.2.3", "not a number"), ("", r"is not \[NAME=\]PATH"), ("my name=a", "letters")):
+    for text, said in (("a:1.2.3", "not a number"), ("", r"is not \[NAME=\]PATH")):
         with pytest.raises(ValueError, match=said):
             LoraSource.parse(text)
+    with pytest.raises(ValueError, match="letters, digits and underscores"):
+        LoraSource("a", name="my ink")
     with pytest.raises(ValueError, match="finite number"):
         LoraSource("a", float("inf"))
