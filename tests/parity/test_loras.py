@@ -105,6 +105,7 @@ def test_switching_nests_and_survives_errors(made: Any) -> None:
     before, both = ours(denoiser), {"peft": 1.0, "diffusers": 1.0}
     with denoiser.loras({"peft": 0.5}):
         half = ours(denoiser)
+        assert not any(p.requires_grad for p in denoiser.network.parameters())
         with pytest.raises(KeyError), denoiser.loras():
             assert denoiser.lora_weights == {"peft": 0.0, "diffusers": 0.0}
             with reference(denoiser.network):
@@ -169,8 +170,10 @@ def test_sources() -> None:
     assert LoraSource.parse("soft=a/b.safetensors:-1e-1") == LoraSource("a/b.safetensors", -0.1, "soft")
     assert LoraSource.parse("c:/x/y-z") == LoraSource("c:/x/y-z", 1.0, "y_z")
     assert LoraSource("runs/ink/adapter_model.safetensors").name == "ink"
-    for text, said in (("a:1.2.3", "not a number"), ("", r"is not \[NAME=\]PATH"), ("my name=a", "letters")):
+    for text, said in (("a:1.2.3", "not a number"), ("", r"is not \[NAME=\]PATH")):
         with pytest.raises(ValueError, match=said):
             LoraSource.parse(text)
+    with pytest.raises(ValueError, match="letters, digits and underscores"):
+        LoraSource("a", name="my ink")
     with pytest.raises(ValueError, match="finite number"):
         LoraSource("a", float("inf"))

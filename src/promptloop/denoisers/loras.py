@@ -52,7 +52,7 @@ class LoraSource:
     @staticmethod
     def parse(text: str) -> LoraSource:
         """From "[NAME=]PATH[:WEIGHT]", as on the command line; a text that is a path as it is has neither."""
-        if Path(text).expanduser().exists():
+        if text and Path(text).expanduser().exists():
             return LoraSource(text)
         found = re.fullmatch(r"(?:(?P<name>\w+)=)?(?P<path>.+?)(?::(?P<weight>[-+.\deE]+))?", text)
         if found is None:
