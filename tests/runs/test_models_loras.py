@@ -1,8 +1,4 @@
-<<<<<<< HEAD:tests/runs/test_models_loras.py
 """The examples of "LoRAs, memory, schedulers" in docs/models.md run, on tiny folders of those names."""
-=======
-"""The examples of "LoRAs, memory, schedulers" in docs/models.md run, on tiny folders of their names."""
->>>>>>> loras:tests/runs/test_models_page.py
 
 from __future__ import annotations
 
