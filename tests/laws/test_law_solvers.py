@@ -78,6 +78,8 @@ def test_ddim_equals_diffusers(eta, options) -> None:
     levels = from_scheduler(scheduler, 10)
     scheduler.set_timesteps(10)
     for (before, after), t in zip(pairwise(levels), scheduler.timesteps, strict=True):
+        if eta == 1 and before.alpha == 0:
+            continue  # diffusers takes the square root of a rounded 0, which is nan where it is below 0
         x, clean = torch.randn(3, 4), torch.randn(3, 4)
         noise = (x - before.alpha * clean) / before.sigma
         velocity = before.alpha * noise - before.sigma * clean
@@ -85,10 +87,9 @@ def test_ddim_equals_diffusers(eta, options) -> None:
         zero, one = torch.zeros(3, 4), torch.ones(3, 4)
         mean = scheduler.step(output, t, x, eta=eta, variance_noise=zero).prev_sample
         drawn = scheduler.step(output, t, x, eta=eta, variance_noise=one).prev_sample
-        close = 1e-3 if eta == 1 and before.alpha == 0 else 2e-5  # diffusers: the square root of a rounded 0
         ours = DDIM(eta)(lambda *_, clean=clean: clean, at(before, x), after)
-        assert torch.allclose(ours.mean, mean, atol=close)
-        assert torch.allclose((ours.mean + ours.std).expand(3, 4), drawn, atol=close)
+        assert torch.allclose(ours.mean, mean, atol=2e-5)
+        assert torch.allclose((ours.mean + ours.std).expand(3, 4), drawn, atol=2e-5)
 
 
 def test_ddim_with_eta_one_is_the_ancestral_step_where_alpha_is_one() -> None:

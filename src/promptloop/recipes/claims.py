@@ -23,8 +23,8 @@ LOOP = replace(ALONE, steps=60, first="ahead", lr=6e-4, kl_weight=0.03, temperat
 
 TRAINED: dict[str, tuple[Grpo, int]] = {  # name -> settings, number of seeds
     "ahead": (AHEAD, 3),
-    "longer": (replace(AHEAD, steps=220), 3),  # as many updates as "ahead" and "image" together
-    "blind": (replace(LOOP, image_dropout=1.0), 3),
+    "longer": (replace(AHEAD, steps=220), 2),  # as many updates as "ahead" and "image" together
+    "blind": (replace(LOOP, image_dropout=1.0), 2),
     "image": (LOOP, 3),
     "alone": (ALONE, 1),
     "always": (replace(LOOP, image_dropout=0.0), 1),
