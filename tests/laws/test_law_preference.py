@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 
 from promptloop.denoisers.cond import Cond
@@ -15,18 +16,21 @@ LEVEL = Level(0.8, 0.6, 400.0)
 
 
 class Shift(nn.Module):
-    """The one parameter of `Bed`; switched off, it is the reference, m = 0."""
+    """The mean of `Bed`: 0, plus a real LoRA of rank 1 whose B is the one parameter, `m`. Switched off, it is
+    the reference.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.m = nn.Parameter(torch.zeros(1))
-        self.on, self.peft_config = True, {"default": None}
+        self.linear = nn.Linear(1, 1, bias=False)
+        inject_adapter_in_model(LoraConfig(r=1, lora_alpha=1, target_modules=["linear"]), self)
+        self.requires_grad_(False)
+        self.linear.weight.fill_(0.0)
+        self.linear.lora_A["default"].weight.fill_(1.0)
+        self.m = self.linear.lora_B["default"].weight.requires_grad_(True)
 
-    def disable_adapters(self) -> None:
-        self.on = False
-
-    def enable_adapters(self) -> None:
-        self.on = True
+    def forward(self) -> Tensor:
+        return self.linear(torch.ones(1))
 
 
 class Bed:
@@ -44,7 +48,7 @@ class Bed:
         return Cond({"none": torch.zeros(len(prompts), 1)})
 
     def clean(self, x: Tensor, level: Level, cond: Cond) -> Tensor:
-        m = self.network.m if self.network.on else torch.zeros(1)
+        m = self.network()
         a, s = level.alpha, level.sigma
         return m + a / (a * a + s * s) * (x - a * m)
 

@@ -100,7 +100,10 @@ BAD = {
         ["generate", "a", "--out", "OUT", "--backbone", "mini-vlm"],
         "cannot be the backbone",
     ),
-    "too many refinements": (["generate", "a", "--out", "OUT", "--steps", "3"], "5 refinements do not fit"),
+    "too many refinements": (
+        ["generate", "a", "--out", "OUT", "--steps", "3", "--refinements", "5"],
+        "5 refinements do not fit",
+    ),
     "window": (["generate", "a", "--out", "OUT", "--window", "0.9", "0.1"], "window"),
     "device": (["generate", "a", "--out", "OUT", "--device", "abacus"], "abacus"),
     "full folder": (["generate", "a", "--out", "FULL"], "is not empty"),
