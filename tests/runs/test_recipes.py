@@ -174,7 +174,7 @@ REFUSED = [
     (["--prompts", "nowhere.txt"], "no prompts 'nowhere.txt'"),
     (["--prompt-column", "captoin"], "did you mean 'caption'"),
     (["--prompt-chars", "30 300"], "an update asks 2 queries"),
-    (["--prompt-tokens", "12"], "an update asks 2 queries"),
+    (["--prompt-tokens", "2"], "an update asks 2 queries"),
     (["--prompt-chars", "9 8"], "(9, 8)"),
     (["--reward", "imagereward:nowhere"], "no 'nowhere' for the reward imagereward"),
     (["--reward", "2*oracle + 1*oracle"], "has a term twice"),
@@ -190,7 +190,7 @@ def test_what_a_recipe_refuses(
     models: list[str],
 ) -> None:  # fmt: skip
     given = {"--reward": f"imagereward:{there / 'imagereward'}", "--prompts": str(there / "prompts.jsonl"),
-             "--queries": "2"}  # fmt: skip
+             "--queries": "2", "--steps": "1"}  # fmt: skip
     recipe = arguments[0] if len(arguments) == 1 else "sd15_imagereward"
     if len(arguments) == 2:
         given[arguments[0]] = arguments[1]
