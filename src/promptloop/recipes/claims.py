@@ -23,12 +23,13 @@ LOOP = replace(ALONE, steps=60, first="ahead", lr=6e-4, kl_weight=0.03, temperat
 
 TRAINED: dict[str, tuple[Grpo, int]] = {  # name -> settings, number of seeds
     "ahead": (AHEAD, 3),
-    "longer": (replace(AHEAD, steps=220), 2),  # as many updates as "ahead" and "image" together
-    "blind": (replace(LOOP, image_dropout=1.0), 2),
+    "longer": (replace(AHEAD, steps=220), 3),  # as many updates as "ahead" and "image" together
+    "blind": (replace(LOOP, image_dropout=1.0), 3),
     "image": (LOOP, 3),
-    "alone": (ALONE, 1),
-    "always": (replace(LOOP, image_dropout=0.0), 1),
-    "preference": (replace(AHEAD, reward="preference", gold="oracle"), 1),
+    "alone": (ALONE, 3),
+    "episode": (mini(), 1),  # one advantage for all drafts, as in the paper and by default
+    "always": (replace(LOOP, image_dropout=0.0), 3),
+    "preference": (replace(AHEAD, reward="preference", gold="oracle"), 3),
 }
 
 SHIPPED = "image"  # as mini-policy, with seed 0
@@ -104,7 +105,8 @@ ROWS: dict[str, Row] = {
     "ahead": Row("GRPO, one refinement (feed-forward)", "ahead", ONE),
     "ahead5": Row("GRPO, one refinement, writing five", "ahead"),
     "longer": Row("GRPO, one refinement, as many updates", "longer", ONE),
-    "alone": Row("GRPO, five refinements with image by one policy", "alone"),
+    "alone": Row("GRPO, five refinements with image by one policy, one draft credited", "alone"),
+    "episode": Row("GRPO, five refinements with image, one advantage for all drafts", "episode"),
     "blind": Row("GRPO, five refinements without image", "blind", BLIND),
     "always": Row("trained without image dropout, closed loop", "always"),
     "always-open": Row("trained without image dropout, open loop", "always", replace(EIGHT, loop="open")),
@@ -126,9 +128,11 @@ CLAIMS: dict[str, Claim] = {
     "C2": Claim("Against feed-forward GRPO (one rewrite, no image), the same episodes and updates",
                 ("ahead", "longer", "n5"), (("n5", "longer"), ("n5", "ahead"))),
     "C3": Claim("The ablation",
-                ("base", "untrained-one", "untrained-blind", "untrained", "ahead", "alone", "blind", "n5"),
+                ("base", "untrained-one", "untrained-blind", "untrained", "ahead", "episode", "alone",
+                 "blind", "n5"),
                 (("untrained", "base"), ("untrained", "untrained-blind"), ("ahead", "untrained-one"),
-                 ("blind", "ahead"), ("n5", "blind"), ("n5", "ahead"), ("n5", "untrained"))),
+                 ("episode", "untrained"), ("alone", "untrained"), ("blind", "ahead"), ("n5", "blind"),
+                 ("n5", "ahead"), ("n5", "untrained"))),
     "C4": Claim("One policy, other backbones",
                 ("unet-base", "unet-policy", "flow-base", "flow-policy", "few-base", "few-policy"),
                 (("unet-policy", "unet-base"), ("flow-policy", "flow-base"), ("few-policy", "few-base"))),
