@@ -14,7 +14,7 @@ from torch import Tensor
 
 from promptloop.denoisers.memory import lowering, told
 from promptloop.schedules import Level, check
-from promptloop.solvers import DDIM, LCM, Euler, Scheduler, Solver
+from promptloop.solvers import DDIM, LCM, Denoise, Euler, Scheduler, Solver
 from promptloop.state import EMBEDDED, Control, Draw, Run, State, as_texts, join
 from promptloop.transition import Transition
 
@@ -27,6 +27,7 @@ __all__ = [
     "State",
     "Transition",
     "advance",
+    "answers",
     "begin",
     "default_solver",
     "embed",
@@ -39,6 +40,7 @@ __all__ = [
     "value",
 ]
 
+Turn = Callable[[State, Level], State]
 
 # --- the loop
 
@@ -52,10 +54,12 @@ def trajectory(
     controls: Sequence[Control] = (),
     seeds: Sequence[int],
     noise: Tensor | None = None,
+    turn: Turn | None = None,
 ) -> Iterator[State]:
     """Yields the state before the first step and after every step; its last x is the clean latent [B, ...].
 
     Sample i depends on prompts[i] and seeds[i] only. `noise` [B, ...] replaces the unit noise of the seeds.
+    `turn` is how to get from a state to the next level, where that is not `advance` (controls/recurrence.py).
     Gradients are recorded as the caller's grad mode says (`sample` turns them off).
     """
     state = begin(Run(denoiser, check(levels), solver, tuple(controls)), prompts, seeds, noise)
@@ -63,7 +67,7 @@ def trajectory(
         state = control.start(state)
     yield state
     for level in state.run.levels[1:]:
-        state = advance(state, level)
+        state = advance(state, level) if turn is None else turn(state, level)
         yield state
 
 
@@ -73,10 +77,7 @@ def advance(state: State, level: Level) -> State:
     for control in run.controls:
         state = control.condition(state)  # what is asked for
     state = embed(state)
-    denoise = run.denoiser.clean
-    for control in run.controls:
-        denoise = control.guide(denoise, state)  # what the denoiser answers
-    transition = run.solver(denoise, state, level)  # a step is a Gaussian
+    transition = run.solver(answers(state), state, level)  # a step is a Gaussian
     draw: Draw = gaussian
     for control in run.controls:
         draw = control.propose(draw, state)  # which point of it
@@ -86,6 +87,23 @@ def advance(state: State, level: Level) -> State:
     for control in run.controls:
         state = control.select(state)  # who goes on
     return state
+
+
+def answers(state: State, until: Control | None = None) -> Denoise:
+    """What the run's denoiser answers under the guides of its controls, or of those listed before `until`.
+
+    With another denoiser in the state's run it is that one under the same guides (controls/tuned.py).
+    ValueError where `until` is none of the controls.
+    """
+    controls = state.run.controls
+    if until is not None and all(control is not until for control in controls):
+        raise ValueError(f"{type(until).__name__} is not in the run's list of controls; list it there itself")
+    denoise: Denoise = state.run.denoiser.clean
+    for control in controls:
+        if control is until:
+            break
+        denoise = control.guide(denoise, state)  # what the denoiser answers
+    return denoise
 
 
 def gaussian(state: State, transition: Transition) -> tuple[Tensor, Tensor]:
@@ -153,13 +171,14 @@ def sample(
     max_batch: int | None = None,
     decode: bool = True,
     lean: bool = False,
+    turn: Turn | None = None,
     on_step: Callable[[State], None] | None = None,
 ) -> Sample:
     """Runs the loop to the end, at most `max_batch` samples at a time, which changes no sample.
 
     Give `steps` (the solver's or the denoiser's own levels) or `levels`. The solver defaults to the one the
-    denoiser's scheduler stands for. `on_step` sees every state of every batch. With `lean` a finished
-    batch's embeddings and last transition are let go: its state has no cond.
+    denoiser's scheduler stands for; `turn` is `trajectory`'s. `on_step` sees every state of every batch. With
+    `lean` a finished batch's embeddings and last transition are let go: its state has no cond.
     """
     solver = default_solver(denoiser) if solver is None else solver
     if (steps is None) == (levels is None):
@@ -186,6 +205,7 @@ def sample(
                 controls=controls,
                 seeds=seeds[part],
                 noise=None if noise is None else noise[part],
+                turn=turn,
             ):
                 if on_step is not None:
                     on_step(state)
@@ -252,10 +272,8 @@ def rescore(
             continue
         prompts = tuple(row[k] for row in said)
         state = embed(replace(state, step=k, level=run.levels[k], x=path[:, k], prompts=prompts))
-        denoise = denoiser.clean
-        for control in run.controls:
-            denoise = control.guide(denoise, state)
-        columns.append(run.solver(denoise, state, run.levels[k + 1]).log_prob(path[:, k + 1]))
+        transition = run.solver(answers(state), state, run.levels[k + 1])
+        columns.append(transition.log_prob(path[:, k + 1]))
     return torch.stack(columns, dim=1)
 
 

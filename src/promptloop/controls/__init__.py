@@ -4,5 +4,15 @@ from promptloop.controls.guidance import CFG
 from promptloop.controls.prompt import PromptLoop, Rewrite, Scheduled
 from promptloop.controls.record import Record
 from promptloop.controls.streams import Streams
+from promptloop.controls.tuned import RLG, Blend
 
-__all__ = ["CFG", "PromptLoop", "Record", "Rewrite", "Scheduled", "Streams"]
+__all__ = [
+    "CFG",
+    "RLG",
+    "Blend",
+    "PromptLoop",
+    "Record",
+    "Rewrite",
+    "Scheduled",
+    "Streams",
+]

@@ -173,8 +173,13 @@ def _sizes(part: Any, name: str) -> Counter[int]:
 
 def weights(pipe: Any) -> dict[str, float]:
     """Name -> weight in force of every LoRA that the pipeline has; 0 where it is off."""
+    return in_force([*_parts(pipe).values()])
+
+
+def in_force(modules: Sequence[Any]) -> dict[str, float]:
+    """Name -> weight in force of every LoRA of these modules; 0 where it is off."""
     found: dict[str, float] = {}
-    for layer in _layers(_parts(pipe).values()):
+    for layer in _layers(modules):
         for name in layer.scaling:
             on = not layer.disable_adapters and name in layer.active_adapters
             found[name] = round(layer.scaling[name] / _unit(layer, name), 6) if on else found.get(name, 0.0)
