@@ -1,6 +1,6 @@
 """Controls: what acts on the sampling loop, each through the five verbs of `promptloop.sample.Control`."""
 
-from promptloop.controls.guidance import CFG
+from promptloop.controls.guidance import CFG, PromptGuidance
 from promptloop.controls.prompt import PromptLoop, Rewrite, Scheduled
 from promptloop.controls.record import Record
 from promptloop.controls.streams import Streams
@@ -10,6 +10,7 @@ __all__ = [
     "CFG",
     "RLG",
     "Blend",
+    "PromptGuidance",
     "PromptLoop",
     "Record",
     "Rewrite",

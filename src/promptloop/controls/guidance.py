@@ -9,9 +9,12 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
+from promptloop.controls.strength import Strength, check_strength, check_window, strength, within
 from promptloop.schedules import Level
 from promptloop.solvers import Denoise
 from promptloop.state import EMBEDDED, Control, State
+
+QUERIES = f"{EMBEDDED} queries"
 
 
 @final
@@ -22,13 +25,16 @@ class CFG(Control):
     Combining clean estimates equals combining epsilons, v's or velocities, because the weights sum to 1;
     Qwen-Image alone combines them in another way (`Denoiser.guided`).
     scale = 1 is the plain denoiser, without the second evaluation. negative None is no prompt at all, which
-    for some backbones (SDXL) is not the empty one.
+    for some backbones (SDXL) is not the empty one. Outside `window`, two fractions of the trajectory, there
+    is no guidance (Kynkaanniemi et al., arXiv 2404.07724): a step is inside that begins there.
     """
 
     scale: float
     negative: str | None = None
+    window: tuple[float, float] = (0.0, 1.0)
 
     def __post_init__(self) -> None:
+        check_window(self.window)
         if not math.isfinite(self.scale):
             raise ValueError(f"the guidance scale is {self.scale}; give a finite number (1 is without)")
 
@@ -38,7 +44,7 @@ class CFG(Control):
         return state.remember(**{self._key: self._embedded(state)})
 
     def guide(self, denoise: Denoise, state: State) -> Denoise:
-        if self.scale == 1:
+        if self.scale == 1 or not within(self.window, state):
             return denoise
         negative = state.memory.get(self._key)
         if negative is None:  # rescore: another denoiser, or a run that had no guidance
@@ -59,3 +65,51 @@ class CFG(Control):
     @property
     def _key(self) -> str:
         return f"{EMBEDDED} negative {self.negative!r}"
+
+
+@final
+@dataclass(frozen=True)
+class PromptGuidance(Control):
+    """From the user's query to the prompt in force, and beyond: query + w (prompt - query).
+
+    w = 0 is the sample of the query alone and w = 1 that of the prompt, each with one branch and bitwise;
+    more than 1 goes on in the direction in which a policy has moved the prompt. Where no sample's prompt
+    differs from its query nothing is run twice. w: a number, one for each step, or a function of progress
+    in [0, 1). List it after CFG: both branches then have the same.
+    """
+
+    w: Strength
+
+    def __post_init__(self) -> None:
+        check_strength("w", self.w)
+
+    def start(self, state: State) -> State:
+        strength("w", self.w, state)
+        return state.remember(**{QUERIES: _queries(state)})
+
+    def guide(self, denoise: Denoise, state: State) -> Denoise:
+        w = strength("w", self.w, state)
+        moved = [prompt != query for prompt, query in zip(state.prompts, state.queries, strict=True)]
+        if w == 1 or not any(moved):
+            return denoise
+        queries = state.memory.get(QUERIES)
+        if queries is None:  # rescore: another denoiser, or a run that had no such guidance
+            queries = _queries(state)
+
+        def guided(x: Tensor, level: Level, cond: Any) -> Tensor:
+            if len(x) != len(state):
+                raise ValueError("PromptGuidance has to be listed after CFG, which doubles the batch")
+            asked = denoise(x, level, queries)
+            if w == 0:
+                return asked
+            said = denoise(x, level, cond)
+            rows = torch.tensor(moved, device=x.device).view(-1, *[1] * (x.ndim - 1))
+            return torch.where(rows, asked + w * (said - asked), said)
+
+        return guided
+
+
+def _queries(state: State) -> Any:
+    """The queries' embeddings, each distinct one made once, one row per sample."""
+    each = list(dict.fromkeys(state.queries))
+    return state.run.denoiser.embed(each)[[each.index(query) for query in state.queries]]
