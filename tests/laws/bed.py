@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from promptloop.denoisers.cond import Cond
-from promptloop.denoisers.exact import Exact, Gaussian, GaussianMixture
+from promptloop.denoisers.exact import Exact, ExactReward, Gaussian, GaussianMixture, Quadratic
 from promptloop.sample import Control, Run, State, Transition, begin
 from promptloop.schedules import Level, flow, karras, vp
 from promptloop.solvers import CPS, DDIM, LCM, DanceSDE, Denoise, Euler, FlowSDE, Heun, Solver
@@ -97,3 +97,25 @@ class Chain(Solver):
         clean = denoise(state.x, state.level, state.cond)
         mean, std = state.run.denoiser.reverse(state.x, state.level, level, state.cond)
         return Transition(mean, torch.tensor(std), clean)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A reward of latents, asked through the bed's images."""
+
+    exact: ExactReward = Quadratic()
+    differentiable: bool = True
+
+    def __call__(self, images: Tensor, queries: Sequence[str]) -> Tensor:
+        return self.exact(torch.logit(images[:, 0, 0]))
+
+
+@dataclass(frozen=True)
+class Value:
+    """G1's exact soft value, read off noisy latents; times 3 it is log h."""
+
+    bed: Any
+    differentiable: bool = True
+
+    def __call__(self, x: Tensor, level: Level, queries: Any) -> Tensor:
+        return self.bed.log_h(x, level, self.bed.embed(queries), Quadratic(), 3.0) / 3
