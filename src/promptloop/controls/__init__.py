@@ -1,5 +1,6 @@
 """Controls: what acts on the sampling loop, each through the five verbs of `promptloop.sample.Control`."""
 
+from promptloop.controls.doob import DOIT
 from promptloop.controls.gradients import Ascent, LossGuidance, NoisyRewardGradient, RewardGradient
 from promptloop.controls.guidance import CFG, PromptGuidance
 from promptloop.controls.prompt import PromptLoop, Rewrite, Scheduled
@@ -10,6 +11,7 @@ from promptloop.controls.tuned import RLG, Blend
 
 __all__ = [
     "CFG",
+    "DOIT",
     "RLG",
     "Ascent",
     "Blend",
