@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from promptloop.denoisers.memory import lowering, told
+from promptloop.ledger import Ledger, count, counting
 from promptloop.schedules import Level, check
-from promptloop.solvers import DDIM, LCM, Euler, Scheduler, Solver
+from promptloop.solvers import DDIM, LCM, Denoise, Euler, Scheduler, Solver
 from promptloop.state import EMBEDDED, Control, Draw, Run, State, as_texts, join
 from promptloop.transition import Transition
 
@@ -31,6 +32,7 @@ __all__ = [
     "default_solver",
     "embed",
     "gaussian",
+    "guided",
     "join",
     "renoise",
     "rescore",
@@ -73,10 +75,7 @@ def advance(state: State, level: Level) -> State:
     for control in run.controls:
         state = control.condition(state)  # what is asked for
     state = embed(state)
-    denoise = run.denoiser.clean
-    for control in run.controls:
-        denoise = control.guide(denoise, state)  # what the denoiser answers
-    transition = run.solver(denoise, state, level)  # a step is a Gaussian
+    transition = run.solver(guided(state), state, level)  # a step is a Gaussian
     draw: Draw = gaussian
     for control in run.controls:
         draw = control.propose(draw, state)  # which point of it
@@ -86,6 +85,19 @@ def advance(state: State, level: Level) -> State:
     for control in run.controls:
         state = control.select(state)  # who goes on
     return state
+
+
+def guided(state: State) -> Denoise:
+    """What the denoiser answers at this state, under all of the run's guides: (x, level, cond) -> clean."""
+
+    def counted(x: Tensor, level: Level, cond: Any) -> Tensor:
+        count(evaluations=len(x))
+        return state.run.denoiser.clean(x, level, cond)
+
+    denoise: Denoise = counted
+    for control in state.run.controls:
+        denoise = control.guide(denoise, state)
+    return denoise
 
 
 def gaussian(state: State, transition: Transition) -> tuple[Tensor, Tensor]:
@@ -133,10 +145,11 @@ def embed(state: State) -> State:
 @final
 @dataclass(frozen=True)
 class Sample:
-    """images [N, 3, H, W] in [0, 1] (None if not decoded) and the final state of all N samples."""
+    """images [N, 3, H, W] in [0, 1] (None if not decoded), the final state of all N samples, and the cost."""
 
     images: Tensor | None
     state: State
+    ledger: Ledger
 
 
 @torch.no_grad()
@@ -174,28 +187,35 @@ def sample(
     if noise is not None and len(noise) != len(prompts):
         raise ValueError(f"noise of shape {tuple(noise.shape)} for {len(prompts)} prompts")
     size, states, images = max_batch or max(len(prompts), 1), [], []
-    for k in range(0, max(len(prompts), 1), size):
-        part = slice(k, k + size)
-        count = len(prompts[part])
-        with told(f"sampling {count} at once", lowering(denoiser, count)):
-            for state in trajectory(
-                denoiser,
-                prompts[part],
-                levels=levels,
-                solver=solver,
-                controls=controls,
-                seeds=seeds[part],
-                noise=None if noise is None else noise[part],
-            ):
-                if on_step is not None:
-                    on_step(state)
-        if lean:
-            state = replace(state, cond=None, embedded=(), transition=None)
-        states.append(state)
-        if decode:
-            with told(f"decoding {count} images", lowering(denoiser, count)):
-                images.append(denoiser.decode(state.x))
-    return Sample(torch.cat(images) if decode else None, join(states))
+    with counting() as tally:
+        for k in range(0, max(len(prompts), 1), size):
+            part = slice(k, k + size)
+            held = len(prompts[part])
+            with told(f"sampling {held} at once", lowering(denoiser, held)):
+                for state in trajectory(
+                    denoiser,
+                    prompts[part],
+                    levels=levels,
+                    solver=solver,
+                    controls=controls,
+                    seeds=seeds[part],
+                    noise=None if noise is None else noise[part],
+                ):
+                    if on_step is not None:
+                        on_step(state)
+            if lean:
+                state = replace(state, cond=None, embedded=(), transition=None)
+            states.append(state)
+            if decode:
+                with told(f"decoding {held} images", lowering(denoiser, held)):
+                    images.append(decoded(denoiser, state.x))
+    return Sample(torch.cat(images) if decode else None, join(states), tally.ledger)
+
+
+def decoded(denoiser: Any, x: Tensor, size: int | None = None) -> Tensor:
+    """Images [B, 3, H, W] of clean latents, counted."""
+    count(decodes=len(x))
+    return denoiser.decode(x, size=size)
 
 
 def default_solver(denoiser: Any) -> Solver:
@@ -252,10 +272,7 @@ def rescore(
             continue
         prompts = tuple(row[k] for row in said)
         state = embed(replace(state, step=k, level=run.levels[k], x=path[:, k], prompts=prompts))
-        denoise = denoiser.clean
-        for control in run.controls:
-            denoise = control.guide(denoise, state)
-        columns.append(run.solver(denoise, state, run.levels[k + 1]).log_prob(path[:, k + 1]))
+        columns.append(run.solver(guided(state), state, run.levels[k + 1]).log_prob(path[:, k + 1]))
     return torch.stack(columns, dim=1)
 
 
@@ -272,4 +289,5 @@ def value(state: State, reward: Callable[[Tensor, Sequence[str]], Tensor]) -> Te
     """[B] the reward of the decoded estimate for the user's queries; ValueError before the first step."""
     if state.transition is None:
         raise ValueError("there is no estimate before the first step; advance the state once")
-    return reward(state.run.denoiser.decode(state.transition.clean), state.queries)
+    count(rewards=len(state))
+    return reward(decoded(state.run.denoiser, state.transition.clean), state.queries)
