@@ -143,7 +143,7 @@ def test_weights_are_logs() -> None:
 
 @pytest.mark.parametrize("control", [DAS(flat, 8, 5.0, pick="all"), FK(flat, 8, 5.0, every=1, pick="all")])
 def test_equal_rewards_never_resample(control) -> None:
-    """Fails when the effective size is compared without its rounding: 8 < 8 at threshold 1."""
+    """Nor would it change anything. Fails when log_mean is the log of a sum (log Z 12.1 instead of 10)."""
     state = run(control, bed=words(), prompts=["up"])
     one = type(control)(flat, 8, 5.0, threshold=1.0, pick="all")
     for end in (state, run(one, bed=words(), prompts=["up"])):

@@ -73,7 +73,7 @@ class BestOf(Control):
 
 def best(state: State, values: Tensor, count: int) -> State:
     """The `count` samples of highest value [B] in every group, best first; of equals the first."""
-    kept = []
+    kept: list[int] = []
     for rows in members(state):
         order = values[rows].argsort(descending=True, stable=True)[:count]
         kept.extend(rows[int(k)] for k in order)
