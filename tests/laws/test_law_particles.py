@@ -9,6 +9,7 @@ import pytest
 import torch
 from laws.bed import Chain, words
 
+from promptloop.controls.ahead import climbed
 from promptloop.controls.candidates import SVDD
 from promptloop.controls.groups import systematic
 from promptloop.controls.particles import DAS, FK
@@ -157,13 +158,33 @@ def test_equal_rewards_never_resample(control) -> None:
 def test_das_corrects_a_wrong_gradient(threshold) -> None:
     """Steps pushed by the estimate's gradient alone give 1.91 / 0.17; weighed, the truth.
 
-    Also when resampling is frequent (defect 3: slope and twist stay behind in DAS code, 1.99 / 0.045). Fails
-    when `_pushed` reports no log p - log q, or `spent` is not moved (kept on the control).
+    Also when resampling is frequent. Fails when `_pushed` reports no log p - log q, or `spent` is remembered
+    after resampling instead of before.
     """
     control = DAS(hill, COUNT, STRENGTH, threshold=threshold, pick="all", together=COUNT)
     assert_tilted(run(control), 0.3)
     alone = run(DAS(hill, 1, STRENGTH, gamma=1.0, together=COUNT), count=COUNT)
     assert law(alone, torch.zeros(COUNT))[0] > 1.75, "the push is wrong without its weights"
+
+
+def test_das_moves_slope_and_twist_with_the_particles() -> None:
+    """Defect 3: in DAS code they stay behind when particles are resampled (1.99 / 0.045).
+
+    Fails when `slope` or `spent` is remembered after resampling instead of before.
+    """
+    bed, seen, copied = Gaussian(dim=2), [], []
+    control = DAS(hill, 16, STRENGTH, threshold=0.95, pick="all", together=16)
+
+    def look(state):
+        if 0 < state.step < len(LEVELS) - 1:
+            found, slope = climbed(state, hill, 16)
+            seen.append(torch.allclose(state.memory["slope"], slope, atol=1e-5))
+            aim = STRENGTH * control.temper(state, state.step) * found
+            seen.append(torch.allclose(state.memory["spent"], aim, atol=1e-4))
+            copied.append(len(state.x.unique(dim=0)) < 16)
+
+    run(control, bed=bed, solver=DDIM(1.0), on_step=look)
+    assert all(seen) and any(copied)
 
 
 def test_das_without_a_gradient_is_fk_with_the_value_at_the_new_point() -> None:

@@ -31,8 +31,8 @@ def zero_order(
 
     Each round draws, for every sample, `neighbours` noises (n + spread u) / sqrt(1 + spread^2) around the
     best noise n so far, samples them, and keeps the image of highest reward, the one it had among them: the
-    reward never falls, and the first rounds do not depend on how many follow. `options` are those of `sample` (not
-    `noise` and `decode`). memory["reward"] [B] has the rewards. rounds=0 is the plain sampler.
+    reward never falls, and the first rounds do not depend on how many follow. `options` are those of
+    `sample` (not `noise` and `decode`). memory["reward"] [B] has the rewards. rounds=0 is the plain sampler.
 
     A search. Works with every solver (stochastic steps keep their noise); the reward is a black box. Costs
     1 + rounds * neighbours whole runs and as many rewards. ValueError for settings that make no search.
