@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from promptloop.denoisers.memory import lowering, told
+from promptloop.ledger import Ledger, count, counting
 from promptloop.schedules import Level, check
-from promptloop.solvers import DDIM, LCM, Denoise, Euler, Scheduler, Solver
+from promptloop.solvers import Denoise, Solver, default_solver
 from promptloop.state import EMBEDDED, Control, Draw, Run, State, as_texts, join
 from promptloop.transition import Transition
 
@@ -98,7 +99,12 @@ def answers(state: State, until: Control | None = None) -> Denoise:
     controls = state.run.controls
     if until is not None and all(control is not until for control in controls):
         raise ValueError(f"{type(until).__name__} is not in the run's list of controls; list it there itself")
-    denoise: Denoise = state.run.denoiser.clean
+
+    def counted(x: Tensor, level: Level, cond: Any) -> Tensor:
+        count(evaluations=len(x))
+        return state.run.denoiser.clean(x, level, cond)
+
+    denoise: Denoise = counted
     for control in controls:
         if control is until:
             break
@@ -151,10 +157,11 @@ def embed(state: State) -> State:
 @final
 @dataclass(frozen=True)
 class Sample:
-    """images [N, 3, H, W] in [0, 1] (None if not decoded) and the final state of all N samples."""
+    """images [N, 3, H, W] in [0, 1] (None if not decoded), the final state of all N samples, and the cost."""
 
     images: Tensor | None
     state: State
+    ledger: Ledger
 
 
 @torch.no_grad()
@@ -193,45 +200,36 @@ def sample(
     if noise is not None and len(noise) != len(prompts):
         raise ValueError(f"noise of shape {tuple(noise.shape)} for {len(prompts)} prompts")
     size, states, images = max_batch or max(len(prompts), 1), [], []
-    for k in range(0, max(len(prompts), 1), size):
-        part = slice(k, k + size)
-        count = len(prompts[part])
-        with told(f"sampling {count} at once", lowering(denoiser, count)):
-            for state in trajectory(
-                denoiser,
-                prompts[part],
-                levels=levels,
-                solver=solver,
-                controls=controls,
-                seeds=seeds[part],
-                noise=None if noise is None else noise[part],
-                turn=turn,
-            ):
-                if on_step is not None:
-                    on_step(state)
-        if lean:
-            state = replace(state, cond=None, embedded=(), transition=None)
-        states.append(state)
-        if decode:
-            with told(f"decoding {count} images", lowering(denoiser, count)):
-                images.append(denoiser.decode(state.x))
-    return Sample(torch.cat(images) if decode else None, join(states))
+    with counting() as tally:
+        for k in range(0, max(len(prompts), 1), size):
+            part = slice(k, k + size)
+            held = len(prompts[part])
+            with told(f"sampling {held} at once", lowering(denoiser, held)):
+                for state in trajectory(
+                    denoiser,
+                    prompts[part],
+                    levels=levels,
+                    solver=solver,
+                    controls=controls,
+                    seeds=seeds[part],
+                    noise=None if noise is None else noise[part],
+                    turn=turn,
+                ):
+                    if on_step is not None:
+                        on_step(state)
+            if lean:
+                state = replace(state, cond=None, embedded=(), transition=None)
+            states.append(state)
+            if decode:
+                with told(f"decoding {held} images", lowering(denoiser, held)):
+                    images.append(decoded(denoiser, state.x))
+    return Sample(torch.cat(images) if decode else None, join(states), tally.ledger)
 
 
-def default_solver(denoiser: Any) -> Solver:
-    """What the denoiser's own scheduler stands for: DDIM, Euler, LCM, or that scheduler, wrapped."""
-    scheduler = denoiser.scheduler
-    name = type(scheduler).__name__
-    if scheduler is None:
-        return DDIM()
-    changes_clean = scheduler.config.get("clip_sample", False) or scheduler.config.get("thresholding", False)
-    if name == "DDIMScheduler" and not changes_clean:
-        return DDIM()
-    if name == "FlowMatchEulerDiscreteScheduler" and not scheduler.config.get("stochastic_sampling", False):
-        return Euler()
-    if name == "LCMScheduler" and not changes_clean:
-        return LCM(sigma_data=0.5, timestep_scaling=scheduler.config.timestep_scaling)
-    return Scheduler(scheduler, denoiser.scheduler_options)
+def decoded(denoiser: Any, x: Tensor, size: int | None = None) -> Tensor:
+    """Images [B, 3, H, W] of clean latents, counted."""
+    count(decodes=len(x))
+    return denoiser.decode(x, size=size)
 
 
 # --- scoring, and the pure functions for drivers above the loop
@@ -290,4 +288,5 @@ def value(state: State, reward: Callable[[Tensor, Sequence[str]], Tensor]) -> Te
     """[B] the reward of the decoded estimate for the user's queries; ValueError before the first step."""
     if state.transition is None:
         raise ValueError("there is no estimate before the first step; advance the state once")
-    return reward(state.run.denoiser.decode(state.transition.clean), state.queries)
+    count(rewards=len(state))
+    return reward(decoded(state.run.denoiser, state.transition.clean), state.queries)

@@ -281,3 +281,19 @@ class Scheduler(Solver):
 def _inside(name: str, value: float, low: float, high: float) -> None:
     if not low <= value <= high:
         raise ValueError(f"{name} is {value}; give a number from {low:g} to {high:g}")
+
+
+def default_solver(denoiser: Any) -> Solver:
+    """What the denoiser's own scheduler stands for: DDIM, Euler, LCM, or that scheduler, wrapped."""
+    scheduler = denoiser.scheduler
+    name = type(scheduler).__name__
+    if scheduler is None:
+        return DDIM()
+    changes_clean = scheduler.config.get("clip_sample", False) or scheduler.config.get("thresholding", False)
+    if name == "DDIMScheduler" and not changes_clean:
+        return DDIM()
+    if name == "FlowMatchEulerDiscreteScheduler" and not scheduler.config.get("stochastic_sampling", False):
+        return Euler()
+    if name == "LCMScheduler" and not changes_clean:
+        return LCM(sigma_data=0.5, timestep_scaling=scheduler.config.timestep_scaling)
+    return Scheduler(scheduler, denoiser.scheduler_options)

@@ -15,6 +15,7 @@ from promptloop.solvers import Denoise, Solver
 from promptloop.transition import Transition
 
 EMBEDDED = "embedded"  # memory named so was made by the run's denoiser; another one has to make its own
+GROUP = "group"  # memory named so: samples with one number were made from one; copies part within it
 Draw = Callable[["State", Transition], tuple[Tensor, Tensor]]  # -> x [B, ...], log p - log q [B]
 
 
@@ -108,16 +109,21 @@ class State:
         return torch.stack(rows).to(self.x.device)
 
     def _seeds(self, picked: list[int]) -> list[int]:
-        """Seeds of the picked samples; copies of a sample get fresh ones that no other sample here has."""
+        """Seeds of the picked samples; copies of a sample get fresh ones that no other of its group has.
+
+        Not no other in the batch: a sample's copies would depend on which other samples have its seed.
+        """
         known = self.seeds.tolist()
-        result, taken, used = [], set(known), set[int]()
+        groups = self.memory[GROUP].tolist() if GROUP in self.memory else [0] * len(known)
+        taken = set(zip(groups, known, strict=True))
+        result, used = [], set[int]()
         for i in picked:
             seed, copy = known[i], 0
-            while i in used and seed in taken:
+            while i in used and (groups[i], seed) in taken:
                 copy += 1
                 seed = seed_of(known[i], self.step, f"copy {copy}")
             used.add(i)
-            taken.add(seed)
+            taken.add((groups[i], seed))
             result.append(seed)
         return result
 

@@ -19,7 +19,7 @@ PYTHON = sorted(
     p for d in ("src", "tests", "benchmarks") if (ROOT / d).is_dir() for p in (ROOT / d).rglob("*.py")
 )
 
-LOWEST = {"world", "rewards", "policies", "denoisers", "schedules", "names", "swap"}
+LOWEST = {"world", "rewards", "policies", "denoisers", "schedules", "names", "swap", "ledger"}
 LOOP = LOWEST | {"transition", "history", "solvers", "state", "sample", "parameters"}
 MIDDLE = LOOP | {"controls"}
 TRAIN = MIDDLE | {"rollout", "objectives", "timing", "turns"}
@@ -29,7 +29,7 @@ ARROWS = {  # room -> the rooms it may import
     "history": {"schedules"},
     "solvers": {"schedules", "transition", "history"},
     "state": {"schedules", "denoisers", "transition", "solvers"},
-    "sample": {"schedules", "denoisers", "transition", "solvers", "state"},
+    "sample": {"schedules", "denoisers", "transition", "solvers", "state", "ledger"},
     "parameters": {"denoisers", "policies", "names", "swap"},
     "timing": {"policies"},
     "turns": {"policies"},

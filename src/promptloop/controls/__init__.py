@@ -1,8 +1,11 @@
 """Controls: what acts on the sampling loop, each through the five verbs of `promptloop.sample.Control`."""
 
+from promptloop.controls.candidates import SVDD, Demon
 from promptloop.controls.doob import DOIT
 from promptloop.controls.gradients import Ascent, LossGuidance, NoisyRewardGradient, RewardGradient
 from promptloop.controls.guidance import CFG, PromptGuidance
+from promptloop.controls.noise import BestOf
+from promptloop.controls.particles import DAS, FK
 from promptloop.controls.prompt import PromptLoop, Rewrite, Scheduled
 from promptloop.controls.record import Record
 from promptloop.controls.recurrence import Recurrence
@@ -10,19 +13,24 @@ from promptloop.controls.streams import Streams
 from promptloop.controls.tuned import RLG, Blend
 
 __all__ = [
-    "CFG",
-    "DOIT",
-    "RLG",
     "Ascent",
+    "BestOf",
     "Blend",
+    "CFG",
+    "DAS",
+    "DOIT",
+    "Demon",
+    "FK",
     "LossGuidance",
     "NoisyRewardGradient",
     "PromptGuidance",
     "PromptLoop",
+    "RLG",
     "Record",
     "Recurrence",
-    "Rewrite",
     "RewardGradient",
+    "Rewrite",
+    "SVDD",
     "Scheduled",
     "Streams",
 ]

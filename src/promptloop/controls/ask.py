@@ -12,8 +12,9 @@ from torch import Tensor
 from promptloop.controls.plan import place
 from promptloop.controls.streams import DRAFTS
 from promptloop.denoisers.memory import told
+from promptloop.ledger import count
 from promptloop.policies.contract import LIKELIEST, Draft, Policy, Request
-from promptloop.sample import State
+from promptloop.sample import State, decoded
 
 
 @final
@@ -40,8 +41,9 @@ class Question:
             raise ValueError(
                 f"the policy answered {len(self.requests)} requests with {len(drafts)} drafts; one each"
             )
-        limit, count = self.denoiser.text_limit, self.denoiser.count_tokens
-        long = [draft.kept is None and count(draft.text) > limit for draft in drafts]
+        count(tokens=sum(len(draft.tokens) for draft in drafts))
+        limit, length = self.denoiser.text_limit, self.denoiser.count_tokens
+        long = [draft.kept is None and length(draft.text) > limit for draft in drafts]
         return [draft.refuse("overlong") if cut else draft for draft, cut in zip(drafts, long, strict=True)]
 
 
@@ -77,7 +79,7 @@ def asked(
     if state.transition is not None:
         with torch.no_grad():
             clean = state.transition.clean[torch.tensor(rows, device=state.x.device)]
-            images = denoiser.decode(clean, size=policy.image_size).float().cpu()
+            images = decoded(denoiser, clean, policy.image_size).float().cpu()
         estimates = [image.clone() for image in images]
     when = [place(state)] * len(rows) if steps is None else steps
     drawn = [state.step] * len(rows) if steps is None else steps

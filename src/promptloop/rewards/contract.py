@@ -8,6 +8,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from promptloop.ledger import count
+
 
 class Reward(Protocol):
     """Images [B, 3, H, W] in [0, 1] and the user's queries to [B]; higher is better, on its own raw scale.
@@ -23,10 +25,22 @@ def scored(reward: Reward, images: Tensor, queries: Sequence[str]) -> Tensor:
     """The rewards [B], float32, on the CPU. ValueError naming the image whose reward is missing or not
     finite.
     """
-    values = torch.as_tensor(reward(images, queries)).detach().float().cpu()
+    return checked(reward, asked(reward, images, queries).detach().float().cpu(), queries)
+
+
+def asked(reward: Reward, images: Tensor, queries: Sequence[str]) -> Tensor:
+    """What the reward answers, unchecked; gradients flow to the images where it lets them."""
+    count(rewards=len(images))
+    return torch.as_tensor(reward(images, queries))
+
+
+def checked(reward: Reward, values: Tensor, queries: Sequence[str]) -> Tensor:
+    """The values; ValueError unless they are one finite number for each query."""
     name = getattr(reward, "__name__", type(reward).__name__)
-    if values.shape != (len(images),):
-        raise ValueError(f"reward {name} gave shape {tuple(values.shape)} for {len(images)} images; one each")
+    if values.shape != (len(queries),):
+        raise ValueError(
+            f"reward {name} gave shape {tuple(values.shape)} for {len(queries)} images; one each"
+        )
     broken = (~values.isfinite()).nonzero()
     if len(broken):
         k = int(broken[0, 0])
