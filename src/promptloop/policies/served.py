@@ -39,7 +39,8 @@ def vllm(url: str, **settings: Any) -> Server:
     """vLLM at `url`, which ends in /v1; `settings` are `Server`'s. ValueError for another address."""
     if not re.fullmatch(r"https?://[^/\s]+(/\S*)?/v1/?", url):
         raise ValueError(f"the server's address is {url!r}; give one like http://127.0.0.1:8000/v1")
-    return Server(url, **{"timeout": TIMEOUT, "key_variable": KEY} | settings)
+    usual: dict[str, Any] = {"timeout": TIMEOUT, "key_variable": KEY}
+    return Server(url, **usual | settings)
 
 
 @final

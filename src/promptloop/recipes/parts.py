@@ -76,9 +76,9 @@ def backbone(
     `lora`: more LoRAs, as [NAME=]PATH[:WEIGHT]. `embedded_guidance`: as in `load`. `memory`: `load`'s
     offload, tiling and slicing.
     """
-    for setting, value in (("size", size or None), ("embedded_guidance", embedded_guidance)):
-        if DOTTED.fullmatch(name) and value is not None:
-            raise ValueError(f"{setting} is {value}, but backbone {name!r} is made by Python; set it there")
+    for setting, given in (("size", size or None), ("embedded_guidance", embedded_guidance)):
+        if DOTTED.fullmatch(name) and given is not None:
+            raise ValueError(f"{setting} is {given}, but backbone {name!r} is made by Python; set it there")
     if DOTTED.fullmatch(name):
         if lora or any(value not in (False, "none") for value in memory.values()):
             raise ValueError(f"backbone {name!r} is made by your own code; load its LoRAs there")
