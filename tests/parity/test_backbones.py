@@ -57,7 +57,8 @@ class OnceSeen(Fixed):
 def test_a_closed_loop_in_a_batch_is_each_sample_alone(denoiser: Any) -> None:
     """Another prompt, of another length, from step 2 on; at every step the estimate of a row alone.
 
-    Fails if padding is read, the pooled text or the mask stays behind, or rows change places under CFG.
+    Fails if padding as long as the batch's longest prompt is read (Z-Image, Qwen-Image; PixArt's length is
+    fixed, so its mask is test_pipelines.py's to miss), pooled text stays behind, or rows change places.
     """
     states: list[State] = []
     controls = [PromptLoop(OnceSeen(), refinements=2, window=(0.4, 1.0)), CFG(3.0, "blurry")]
