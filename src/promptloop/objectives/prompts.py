@@ -87,7 +87,7 @@ class PromptGRPO(Objective):
     turns: Turns = field(default_factory=Turns)
 
     def __post_init__(self) -> None:
-        if self.refusal_cost < 0:
+        if not 0 <= self.refusal_cost < math.inf:
             raise ValueError(f"refusal_cost is {self.refusal_cost}; it must be at least 0")
         if self.first_alone < 0:
             raise ValueError(f"first_alone is {self.first_alone}; give a number of updates from 0")
@@ -221,10 +221,18 @@ class PromptGRPO(Objective):
         return sum(self.denoiser.count_tokens(query) > limit for query in asked) / len(asked)
 
     def _deviation(self, rewards: Tensor) -> float:
-        """The standard deviation of all processes' rewards."""
-        sums = torch.tensor([len(rewards), float(rewards.sum()), float(rewards.square().sum())])
-        count, first, second = self.total(sums.to(self.policy.network.device)).tolist()
-        return math.sqrt(max(second - first**2 / count, 0.0) / (count - 1))
+        """The standard deviation of all processes' rewards, in two passes: the difference of two sums of
+        squares would lose it to rounding where the mean is large.
+        """
+
+        def added(*numbers: float) -> list[float]:
+            found: list[float] = self.total(torch.tensor(numbers, device=self.policy.network.device)).tolist()
+            return found
+
+        own = rewards.detach().to("cpu", torch.float64)
+        count, total = added(len(own), float(own.sum()))
+        (squares,) = added(float((own - total / count).square().sum()))
+        return math.sqrt(squares / (count - 1))
 
     def _old(self, drafts: Sequence[Draft]) -> Tensor | None:
         return self._log_prob(drafts) if self.recompute or self.served is not None else None
