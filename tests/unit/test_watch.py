@@ -68,8 +68,10 @@ def warned_of(rows: list[tuple[float, float]]) -> list[int]:
 
 
 def test_noise_alone_does_not_warn() -> None:
-    """None of 40 runs of 200 updates that change nothing (of 4,000: 0.8%, 0 together). Fails when the spread between updates stands
-    for the error of a mean, or when one looks often with the errors of one look.
+    """None of 40 runs of 200 updates that change nothing (of 4,000: 0.8%, none where the two correlate).
+
+    Fails when the spread between updates stands for the error of a mean, or when one looks often with the
+    errors of one look.
     """
     drawn = torch.randn(40, 200, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     for together in (0.0, 0.5):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, final
 
@@ -125,7 +126,7 @@ class Grpo:
                  "base_every": 0, "sheet_every": 0}  # fmt: skip
         least |= {n: 1 for n in ("image_size", "prompt_tokens") if getattr(self, n) is not None}
         for name, value in least.items():
-            if getattr(self, name) < value:
+            if not value <= getattr(self, name) < math.inf:  # nan passes no comparison
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {value}")
         self.geometry(), self.surrogate(), self.training()
         rollouts.check(self)
