@@ -117,19 +117,13 @@ def train(
             averaged.update()
         return batch, {"update": number + 1, "lr": settings.rate(number), **line}
 
-    def told(number: int, batch: Batch, line: Line) -> None:
-        try:
-            for hook in after:
-                line |= hook(number + 1, batch, line)
-        finally:  # what is known of an update that is whole, should a hook fail
-            add_line(run / "metrics.jsonl", line) if processes.main else None
-
     def write(done: int, generators: Generators) -> None:
         tensors, state = held(parameters, optimizer, averaged, done, generators)
         add = None if save is None else partial(save, weights=processes.weights())
         if processes.main:
             checkpoint.write(run, done, tensors, state, add=add, keep=settings.keep)
 
+    told = telling(after, run / "metrics.jsonl" if processes.main else None)
     with Interrupt(patient=processes.sharded is not None) as interrupt:
         last = min(settings.updates, stop_at or settings.updates)
         whole_updates(
@@ -138,6 +132,19 @@ def train(
     if averaged is not None:
         put(parameters, averaged.weights)
     return last
+
+
+def telling(after: Sequence[After], log: Path | None) -> Callable[[int, Batch, Line], None]:
+    """Lets the hooks add to the line of an update that is whole, and writes it, should one of them fail, too."""
+
+    def told(number: int, batch: Batch, line: Line) -> None:
+        try:
+            for hook in after:
+                line |= hook(number + 1, batch, line)
+        finally:
+            add_line(log, line) if log is not None else None
+
+    return told
 
 
 def whole_updates(

@@ -58,12 +58,13 @@ class PromptGRPO(Objective):
     the first prompt of an episode is written: one draft is easier to credit than five, and what is
     learned of it serves the others. `micro_batch` drafts are scored together. With `recompute` (several
     optimiser steps on one batch) the old log-probs are computed once more in the geometry of training;
-    without it the recorded ones stand and the ratio is 1. With `served` a server draws the drafts, which
+    without it those of the step itself stand for them and the ratio is 1. "gap" tells how far the step's own
+    log-probs are from those recorded when the drafts were drawn. With `served` a server draws them, which
     follows the policy update by update; the old log-probs are then always computed here, and the `mismatch`
     between the two is told, corrected, or refused. `turns` moves policy and denoiser in and out.
     """
 
-    summed = SUMMED
+    summed = (*SUMMED, "gap")
 
     denoiser: Any
     policy: Mllm
@@ -191,7 +192,7 @@ class PromptGRPO(Objective):
             with torch.no_grad(), reference(self.policy.network):
                 before, _ = self.policy.log_prob(part.drafts)
         log_probs, mask = self.policy.log_prob(part.drafts)
-        return policy_gradient(
+        loss, metrics = policy_gradient(
             log_probs,
             part.advantages.to(log_probs),
             mask,
@@ -202,6 +203,8 @@ class PromptGRPO(Objective):
             tokens=part.tokens,
             drafts=part.rows,
         )
+        apart = [row.abs().sum() for row in gaps(part.drafts, log_probs.detach())]
+        return loss, {**metrics, "gap": torch.stack(apart).sum()}
 
     def touched(self) -> Tensor:
         """The log-probability of saying nothing to a grey picture."""
