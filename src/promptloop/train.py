@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from promptloop import checkpoint
-from promptloop.interrupt import Interrupt, Stopped
+from promptloop.interrupt import Interrupt, Stopped, ended_by
 from promptloop.objectives.contract import Batch, Objective
 from promptloop.parameters import Averaged, trained
 from promptloop.processes import Processes
@@ -135,7 +135,7 @@ def train(
 
 
 def telling(after: Sequence[After], log: Path | None) -> Callable[[int, Batch, Line], None]:
-    """Lets the hooks add to the line of an update that is whole, and writes it, should one of them fail, too."""
+    """Lets the hooks add to the line of an update that is whole, and writes it, also where one has failed."""
 
     def told(number: int, batch: Batch, line: Line) -> None:
         try:
@@ -188,13 +188,6 @@ def whole_updates(
         if signalled is not None:
             raise Stopped(signalled, ended_by(signalled, run, saved) if processes.main else "") from None
         raise
-
-
-def ended_by(number: int, run: Path, saved: int) -> str:
-    """What is told of a run that a signal has ended."""
-    there = f"checkpoint {saved} is in {run / 'checkpoints'}: go on by --resume" if saved else (
-        "no update was whole, so nothing is saved")  # fmt: skip
-    return f"stopped by {signal.Signals(number).name}; {there}"
 
 
 def one_update(
