@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+from pathlib import Path
 from types import FrameType
 from typing import Any, final
 
@@ -60,3 +61,10 @@ class Interrupt:
             self.pending = number
             if not self.held and not self.patient:
                 raise Stopped(number)
+
+
+def ended_by(number: int, run: Path, saved: int) -> str:
+    """What is told of a run that a signal has ended."""
+    there = f"checkpoint {saved} is in {run / 'checkpoints'}: go on by --resume" if saved else (
+        "no update was whole, so nothing is saved")  # fmt: skip
+    return f"stopped by {signal.Signals(number).name}; {there}"

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from promptloop.denoisers.loras import switched
 from promptloop.names import LORA_PREFIX
 from promptloop.policies.mllm import Mllm
-from promptloop.swap import in_place
 
 LANGUAGE = "language"
 EYES = r".*(vision|visual|image|projector|connector|merger).*"  # what the chat model families call them
@@ -153,21 +152,15 @@ def has_reference(network: Any) -> bool:
 
 
 @contextmanager
-def reference(network: Any, weights: Mapping[str, Tensor] | None = None) -> Iterator[None]:
-    """Inside, `network` is what it was before training: its LoRA off, or `weights` in place of its own."""
+def reference(network: Any) -> Iterator[None]:
+    """Inside, `network` is what it was before training: its LoRA off. ValueError where it has none."""
     if hasattr(network, "disable_adapter"):
         with network.disable_adapter():
             yield
         return
-    if getattr(network, "peft_config", None):  # a diffusers network that has LoRAs
-        with switched([network], {}):
-            yield
-        return
-    if weights is None:
-        raise ValueError(
-            "a fully trained network has no reference of its own; give the weights it began with"
-        )
-    with in_place(trained(network), weights):
+    if not getattr(network, "peft_config", None):
+        raise ValueError("a fully trained network has no reference beside it; train a LoRA")
+    with switched([network], {}):  # a diffusers network that has LoRAs
         yield
 
 

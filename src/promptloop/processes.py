@@ -81,14 +81,24 @@ class Processes:
     def sum_gradients(self, parameters: Sequence[nn.Parameter], touched: Callable[[], Tensor]) -> None:
         """Adds up the gradients of all processes: their losses are parts of one batch's.
 
-        Inside `whole`. `touched()` is a number that every trained weight moves; only `sharded` asks for it.
+        Inside `whole`. A weight that has a gradient in none of them keeps None, on which the optimiser rests,
+        as one process would. `touched()` is a number that every trained weight moves; only `sharded` asks.
         """
-        if self.sharded is not None:
-            return self.sharded.reduce(touched(), parameters)
         if self.share.of == 1:
-            return None
+            return
+        own = parameters if self.sharded is None else self.sharded.gathered()
+        flags = torch.tensor([float(p.grad is not None) for p in own], device=self.accelerator.device)
+        told = self.total(flags).tolist()
+        if self.sharded is not None:
+            self.sharded.reduce(touched(), parameters)
+        else:
+            self._summed(parameters)
+        for p, processes in zip(parameters, told, strict=True):
+            if not processes:
+                p.grad = None
+
+    def _summed(self, parameters: Sequence[nn.Parameter]) -> None:
         rows = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
         flat = self.total(torch.cat([row.flatten() for row in rows]))
         for p, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
             p.grad = part.view_as(p).clone()
-        return None

@@ -50,6 +50,12 @@ class Sharded:
             for part in self.parts:
                 part.reshard()
 
+    def gathered(self) -> list[nn.Parameter]:
+        """Inside `whole`: what is trained, whole, with this process's own gradients; in the order of the
+        divided parameters.
+        """
+        return [p for p in self.network.parameters() if p.requires_grad]
+
     def reduce(self, touched: Tensor, parameters: Sequence[nn.Parameter]) -> None:
         """Inside `whole`: adds the processes' gradients up. `touched` is a number that every weight moves.
 

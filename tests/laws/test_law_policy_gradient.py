@@ -1,6 +1,8 @@
 """Advantages and the clipped surrogate: sums, invariances, a slow twin, parts that add up to the whole."""
 
 import math
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from promptloop.objectives.policy_gradient import Surrogate, group_advantages, k3, policy_gradient
+from promptloop.objectives.prompts import PromptGRPO
 
 PER = ["token", "draft", "constant"]
 
@@ -119,6 +122,46 @@ def test_groups_of_equal_rewards_are_left_out() -> None:
     for wrong in (rewards[:5], torch.tensor([1.0, math.nan, 0.0])):
         with pytest.raises(ValueError, match="divide|finite"):
             group_advantages(wrong, 3)
+
+
+@pytest.mark.parametrize("baseline", ["mean", "leave-one-out"])
+@pytest.mark.parametrize("scale", ["group", "batch", "none"])
+def test_large_rewards_are_told_apart_by_more_than_rounding(baseline: str, scale: str) -> None:
+    """Fails in float32, where the mean of eight times 1000.1 is another number and all eight advantages are
+    -0.37; and when rewards that differ by a last bit, as batches of other sizes give them, tell something.
+    """
+    equal = torch.full((8,), 1000.1)
+    last_bit = torch.where(torch.arange(8) == 3, torch.nextafter(equal, equal * 2), equal)
+    apart = equal + torch.linspace(-0.1, 0.1, 8)
+    rewards = torch.cat([equal, last_bit, apart])
+    advantages, counted = group_advantages(rewards, 8, baseline=baseline, scale=scale)  # type: ignore[arg-type]
+    assert counted.tolist() == [False] * 16 + [True] * 8 and bool((advantages[:16] == 0).all())
+    assert advantages[16:].sum().abs() < 1e-4 * advantages.abs().max()
+    assert advantages.dtype == torch.float32
+
+
+@pytest.mark.parametrize("twins", [1, 2])
+def test_the_batch_has_one_deviation_however_far_its_mean_is_from_zero(twins: int) -> None:
+    """Of this process's rewards, and of two processes that have the same ones. Fails when it is the
+    difference of two sums of squares (0 here), and when a process takes its own.
+    """
+    rewards = 1000 + 0.1 * torch.randn(96, generator=torch.Generator().manual_seed(0))
+    network = SimpleNamespace(device="cpu")
+    objective: Any = SimpleNamespace(
+        total=lambda value: twins * value, policy=SimpleNamespace(network=network)
+    )
+    deviation = PromptGRPO._deviation(objective, rewards)
+    assert deviation == pytest.approx(float(rewards.repeat(twins).double().std()), rel=1e-4)
+    given, _ = group_advantages(rewards, 8, scale="batch", deviation=deviation)
+    if twins == 1:
+        assert torch.allclose(given, group_advantages(rewards, 8, scale="batch")[0], rtol=1e-3)
+
+
+@pytest.mark.parametrize("wrong", [{"kl_weight": math.nan}, {"kl_weight": -1.0}, {"clip_high": math.nan}])
+def test_a_setting_that_is_no_number_is_refused(wrong: dict[str, float]) -> None:
+    """Fails when it is asked whether the value is too small, which nan never is."""
+    with pytest.raises(ValueError, match=f"{'clip' if 'clip_high' in wrong else 'kl_weight'} is"):
+        Surrogate(**wrong)  # type: ignore[arg-type]
 
 
 def test_k3_is_an_unbiased_estimate_of_kl() -> None:

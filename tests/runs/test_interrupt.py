@@ -12,8 +12,9 @@ from tiny_training import SMALL, numbers, result, two, updates_done
 
 from promptloop import checkpoint
 from promptloop.interrupt import Interrupt, Stopped
+from promptloop.objectives.contract import Batch
 from promptloop.processes import Processes
-from promptloop.train import Generators, whole_updates
+from promptloop.train import Line, whole_updates
 
 SIZES = ["tiny_reward:Knocking" if word == "tiny_reward:brightness" else word for word in SMALL]
 SIZES[SIZES.index("--save-every") + 1] = "50"
@@ -85,16 +86,17 @@ def test_where_weights_are_divided_a_signal_waits_for_the_update(tmp_path: Path)
     """All processes must save together. Fails when a patient run stops inside an update, or does not save."""
     done: list[int] = []
 
-    def update_of(number: int, hold: Callable[[], None]) -> Generators:
+    def update_of(number: int, hold: Callable[[], None]) -> tuple[Batch, Line]:
         hold()
         os.kill(os.getpid(), signal.SIGTERM) if number == 1 else None
-        return checkpoint.generators()
+        return Batch(()), {}
 
     with (
         Interrupt(patient=True) as interrupt,
         pytest.raises(Stopped, match="stopped by SIGTERM; checkpoint 2"),
     ):
-        whole_updates(range(5), 50, tmp_path, Processes(), interrupt, update_of, lambda k, _: done.append(k))
+        whole_updates(range(5), 50, tmp_path, Processes(), interrupt, update_of, lambda *_: None,
+                      lambda k, _: done.append(k))  # fmt: skip
     assert done == [2]
 
 

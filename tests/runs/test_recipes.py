@@ -21,7 +21,7 @@ from tiny_training import learned, numbers, result
 from promptloop.processes import Processes
 from promptloop.recipes import real, runs
 from promptloop.recipes.grpo import objective_of
-from promptloop.recipes.real import COMMON
+from promptloop.recipes.real import COMMON, FIXED
 from promptloop.recipes.settings import Grpo
 from promptloop.recipes.training import RECIPES, listed, recipe_named, settings_given
 
@@ -166,6 +166,8 @@ def test_every_hyper_parameter_stands_in_its_table() -> None:
     rows = dict(re.findall(r"^\| `(\w+)` \| (.+) \|$", DOCS, flags=re.MULTILINE))
     for name, (value, origin) in COMMON.items():
         assert rows[name] == f"{shown(value)} | {origin}" or any(name in table for table in TABLES.values())
+    for name, (value, origin) in FIXED.items():
+        assert rows[name] == f"{shown(value)} | {origin}"
     for name in dict.fromkeys(name for table in TABLES.values() for name in table):
         said_of = [{**COMMON, **table}[name] for table in TABLES.values()]
         assert " | ".join(f"{shown(value)}, {origin}" for value, origin in said_of) in DOCS
@@ -176,6 +178,7 @@ def test_every_hyper_parameter_stands_in_its_table() -> None:
         make, _ = recipe_named(name)
         made, other = make(), make(steps=7, prompts="mine.txt")
         assert all(getattr(made, key) == value for key, (value, _) in said.items())
+        assert made.fixed() == {key: value for key, (value, _) in FIXED.items()}
         assert other == dataclasses.replace(made, steps=7, prompts="mine.txt")
     assert set(RECIPES) == set(runs.TRAINS) == {*TABLES, "mini", "mini-dpo"}
 

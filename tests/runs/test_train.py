@@ -98,6 +98,8 @@ REFUSED = [
     (["mini", "--policy", "tiny_reward:brightness"], "is Python"),
     (["mini", "--reward", "tiny_reward:DIMMED"], "is a float"),
     (["mini", "--steps", "0"], "steps is 0"),
+    (["mini", "--refusal-cost", "nan"], "refusal_cost is nan"),
+    (["mini", "--kl-weight", "nan"], "kl_weight is nan"),
     (["mini", "--seed", "-1"], "seed is -1"),
     (["mini", "--shard", "true"], "there is one"),
     (["mini", "--resume"], "holds no run"),
@@ -135,7 +137,10 @@ def test_two_processes_train_as_one(models: list[str], tmp_path: Path, way: str)
     two("--out", str(both), "--steps", steps, "--shard", str("sharded" in way), *sizes)
     a, b = result(one), result(both)
     assert a.keys() == b.keys()
-    flat = [torch.cat([policy[k].flatten() for k in sorted(a)]) for policy in (a, b)]
+    start_of = dict.fromkeys(a, 0.0)  # how far they went is compared: of all weights' own size that is little
+    if "all" in way:
+        start_of = load_file(Path(models[3]) / "model.safetensors")
+    flat = [torch.cat([(policy[k] - start_of[k]).flatten() for k in sorted(a)]) for policy in (a, b)]
     assert float((flat[0] - flat[1]).norm() / flat[0].norm()) < 1e-3
     assert "all" in way or learned(a)
     for first, second in zip(numbers(one), numbers(both), strict=True):
@@ -181,6 +186,9 @@ def test_all_weights_half_precision_and_recomputed_activations(
     lora, again = result(ran["lora"]), result(ran["again"])
     assert learned(lora)
     assert all(torch.allclose(lora[name], again[name], atol=1e-5) for name in lora)
+    for name, towards in (("lora", "reference"), ("all", "old")):  # without a LoRA there is no reference
+        assert json.loads((ran[name] / "config.json").read_text())["in_force"]["kl_to"] == towards
+        assert f"| kl_to | {towards} |" in (ran[name] / "README.md").read_text()
     half = result(ran["half"])
     assert learned(half) and all(t.dtype == torch.float32 for t in half.values())
     before, after = (load_file(Path(f) / "model.safetensors") for f in (models[3], ran["all"] / "policy"))
@@ -232,6 +240,7 @@ def test_metrics_go_to_tensorboard_and_a_run_that_has_not_ended_is_told(
     assert all("base" in line and "headroom" not in line for line in numbers(run))
     first, second = (line["kl"] for line in numbers(run))
     assert first == 0 < second  # told though it weighs nothing
+    assert all(0 <= line["gap"] < 1e-4 for line in numbers(run))
     shutil.rmtree(run / "policy")
     small = ["-n", "1", "--steps", "4", "--refinements", "2", "--out", str(tmp_path / "out")]
     code, _, err = command("generate", "a star", "--policy", str(run), "--backbone", models[1], *small)

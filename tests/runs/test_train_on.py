@@ -2,19 +2,22 @@
 
 import json
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny_training import SMALL, learned, result, train
 
-from promptloop.recipes import parts
+from promptloop.recipes import loaded, parts, runs
 
 
 def test_going_on_says_what_is_lost(models: list[str], tmp_path: Path) -> None:
@@ -34,6 +37,54 @@ def test_going_on_says_what_is_lost(models: list[str], tmp_path: Path) -> None:
     (run / "config.json").write_text("{")
     code, _, err = train("mini", "--resume", "--out", str(run))
     assert code == 2 and "config.json is damaged" in err
+
+
+def test_a_run_goes_on_with_the_models_it_was_begun_with(
+    models: list[str], command: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Fails when a backbone or a policy that has changed is trained on in silence, a run of an older version,
+    which does not tell its models, cannot be gone on with, or the card's command leads nowhere.
+    """
+    run = tmp_path / "a run"
+    given = {"--backbone": tmp_path / "sd", "--policy": tmp_path / "vlm"}
+    for name, where in zip(models[::2], models[1::2], strict=True):
+        shutil.copytree(where, given[name])
+    named = [str(word) for pair in given.items() for word in pair]
+    code, _, err = command("train", "mini", "--steps", "2", *named, *SMALL, "--out", str(run))
+    assert code == 0, err
+    shown = re.search(r"--policy ('.*?'|\S+) --compare", (run / "README.md").read_text())
+    assert shown and shlex.split(shown[1]) == [str(run)]
+    file = run / "config.json"
+    config = json.loads(file.read_text())
+    assert set(config["loaded"]) == {"backbone", "policy"} and config["in_force"]["decay_to"] == 0.1
+    for setting, folder in (("policy", given["--policy"]), ("backbone", given["--backbone"] / "unet")):
+        weights = next(folder.glob("*.safetensors"))
+        before = weights.read_bytes()
+        changed = {name: tensor * 1.5 for name, tensor in load_file(weights).items()}
+        save_file(changed, weights, metadata={"format": "pt"})
+        code, _, err = command("train", "mini", "--resume", "--out", str(run))
+        assert code == 2 and f"what is loaded as {setting} (" in err and "put that back" in err
+        weights.write_bytes(before)
+    file.write_text(json.dumps({name: config[name] for name in ("recipe", "settings", "prompts")}))
+    for says in (True, False):
+        code, _, err = command("train", "mini", "--resume", "--out", str(run))
+        assert code == 0 and ("does not tell what models" in err) == says, err
+
+
+def test_a_card_names_what_was_uploaded(tmp_path: Path) -> None:
+    """Fails when the card on the hub names a folder of the machine that trained."""
+    runs.card(tmp_path, "mini", {"push_to_hub": "someone/policy"}, torch.device("cpu"), runs.POLICY)
+    assert "--policy someone/policy --compare" in (tmp_path / "README.md").read_text()
+
+
+def test_the_number_of_a_reward_is_that_of_its_weights(tmp_path: Path) -> None:
+    """Fails when a term of a sum is passed over, or ImageReward's .pt is not looked at."""
+    (tmp_path / "ImageReward.pt").write_bytes(b"one")
+    said = SimpleNamespace(reward=f"0.25*imagereward:{tmp_path} + 1*preference")
+    first = loaded.digests(said)
+    (tmp_path / "ImageReward.pt").write_bytes(b"two")
+    assert set(first) == {"reward"} and first != loaded.digests(said)
+    assert loaded.digests(SimpleNamespace(reward="oracle")) == {}
 
 
 def test_a_first_draft_of_another_policy(

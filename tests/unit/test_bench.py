@@ -9,6 +9,7 @@ from promptloop.bench.paired import difference, interval
 from promptloop.denoisers import from_pipeline
 from promptloop.policies.fixed import Identity
 from promptloop.recipes.claims import CLAIMS, ROWS, TRAINED
+from promptloop.solvers import Heun
 
 
 def test_interval_has_the_bootstrap_width() -> None:
@@ -46,7 +47,18 @@ def test_an_arm_has_the_same_noise_as_the_others() -> None:
     alone = measured(denoiser, None, way, asked, rewards, seed=5)
     same = measured(denoiser, Identity(), way, asked, rewards, seed=5, max_batch=2)
     assert torch.allclose(alone.scores["mean"], same.scores["mean"], atol=1e-6)
-    assert alone.cost["denoiser calls"] == 8 and alone.cost["policy tokens"] == 0
+    assert alone.cost["denoiser calls"] == 8 == same.cost["denoiser calls"]
+    assert alone.cost["policy tokens"] == 0
+
+
+def test_denoiser_calls_are_those_that_were_made() -> None:
+    """Each of Heun's steps asks twice. Fails when calls are reckoned from steps and guidance."""
+    denoiser = from_pipeline(tiny.sd())
+    rewards = {"mean": lambda images, queries: images.mean((1, 2, 3))}
+    for guidance, branches in ((3.0, 2), (1.0, 1)):
+        way = Way(steps=4, guidance=guidance)
+        made = measured(denoiser, None, way, ["a"] * 3, rewards, seed=5, solver=Heun(), max_batch=2)
+        assert made.cost["denoiser calls"] == branches * 8
 
 
 def test_claims_name_rows_that_are_there() -> None:

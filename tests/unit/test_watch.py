@@ -2,6 +2,8 @@
 from gold.
 """
 
+import json
+
 import pytest
 import torch
 
@@ -16,6 +18,7 @@ from promptloop.watch import (
     intent_drift,
     saturation,
 )
+from promptloop.world import WEIGHTS
 
 
 def test_statistics() -> None:
@@ -32,9 +35,9 @@ def test_statistics() -> None:
     assert intent_drift(["a red circle", "two stars"], ["a circle, large", "two stars"]) == 0.25
 
 
-def test_it_warns_once_when_the_proxy_rises_and_gold_falls() -> None:
-    """Fails when either side's sign is turned."""
-    for gold_change, warnings in ((-0.05, 1), (0.05, 0)):
+def test_it_warns_when_the_proxy_rises_and_gold_falls_and_again_when_that_goes_on() -> None:
+    """Fails when either side's sign is turned, when it falls silent for good, or tells every update."""
+    for gold_change, warnings in ((-0.05, 2), (0.05, 0)):
         told: list[str] = []
         level = {"gold": 0.5}
 
@@ -52,6 +55,42 @@ def test_it_warns_once_when_the_proxy_rises_and_gold_falls() -> None:
         assert len(told) == warnings and all("sample sheet" in text for text in told)
 
 
+def warned_of(rows: list[tuple[float, float]]) -> list[int]:
+    """The updates at which (reward, gold) rows of one run are warned of."""
+    lines: list[dict[str, float]] = []
+    watch = HackingWatch(2, lambda images, queries: torch.zeros(2), lambda text: None, past=lambda: lines)
+    found = []
+    for update, (reward, gold) in enumerate(rows, 1):  # as a resumed run takes them in
+        watch.seen.append((reward, gold))
+        if watch._warning():
+            found.append(update)
+    return found
+
+
+def test_noise_alone_does_not_warn() -> None:
+    """None of 40 runs of 200 updates that change nothing (of 4,000: 0.8%, none where the two correlate).
+
+    Fails when the spread between updates stands for the error of a mean, or when one looks often with the
+    errors of one look.
+    """
+    drawn = torch.randn(40, 200, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for together in (0.0, 0.5):
+        own, gold = drawn.unbind(-1)
+        runs = torch.stack([own, together * own + (1 - together**2) ** 0.5 * gold], -1)
+        assert not any(warned_of(run.tolist()) for run in runs)
+
+
+def test_of_the_shipped_trainings_it_warns_where_the_oracle_fell_and_nowhere_else() -> None:
+    """preference-0 trains on a judge that errs, and the oracle falls (docs/results.md); elsewhere it rose."""
+    told = {}
+    for log in sorted((WEIGHTS / "studies").glob("*/training_log.jsonl")):
+        lines = [json.loads(row) for row in log.read_text().splitlines()]
+        rows = [(line["reward"], line["watch/gold"]) for line in lines if "watch/gold" in line]
+        told[log.parent.name] = warned_of(rows)
+    assert len(told) >= 12
+    assert [name for name, updates in told.items() if updates] == ["preference-0"]
+
+
 def drafted():
     from promptloop.policies.contract import Draft, Request
 
@@ -59,7 +98,9 @@ def drafted():
 
 
 def test_a_resumed_watch_warns_as_the_uninterrupted_one() -> None:
-    """Fails when what was seen before the resume is forgotten, or told a second time."""
+    """Fails when what was seen before the resume is forgotten, told a second time, or needs a gold in every
+    line: an update whose gold could not be measured has none.
+    """
     images = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     made = Rollout(("a", "a"), (0, 1), ((drafted(),), (drafted(),)), images, torch.zeros(2), ())
     level = {"gold": 0.5}
@@ -69,7 +110,7 @@ def test_a_resumed_watch_warns_as_the_uninterrupted_one() -> None:
 
     lines: list[dict[str, float]] = []
     told: list[tuple[int, str]] = []
-    for start, end in ((0, 4), (4, 12), (12, 14)):  # warned in the second part
+    for start, end in ((0, 4), (4, 10), (10, 12)):  # warned in the second part and at the end of the third
         watch = HackingWatch(
             2,
             gold,
@@ -81,4 +122,6 @@ def test_a_resumed_watch_warns_as_the_uninterrupted_one() -> None:
             line = {"reward": 0.5 + 0.05 * update}
             lines.append(line | watch(update, Batch((), shown=made), line))
             level["gold"] -= 0.05
-    assert [start for start, _ in told] == [4] and told[0][1].startswith("update 5:")
+        if not start:
+            lines.append({"reward": 9.0})
+    assert [(start, text.split(":")[0]) for start, text in told] == [(4, "update 5"), (10, "update 11")]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, final
 
 import torch
@@ -14,8 +14,9 @@ from promptloop.controls import CFG, PromptLoop
 from promptloop.policies.contract import Policy
 from promptloop.policies.shown import Blind, Shuffled
 from promptloop.rewards.contract import Reward, scored
-from promptloop.sample import Control, default_solver, sample
-from promptloop.solvers import Solver
+from promptloop.sample import Control, State, default_solver, sample
+from promptloop.schedules import Level
+from promptloop.solvers import Denoise, Solver
 
 
 @final
@@ -34,6 +35,21 @@ class Way:
     def control(self, policy: Policy) -> Control:
         wrapped = {"own": lambda p: p, "nothing": Blind, "another's": Shuffled}[self.shown](policy)
         return PromptLoop(wrapped, self.refinements, self.window, "even", self.loop, self.delay)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Counted(Control):
+    """Counts the rows that the denoiser is asked for in `rows`; the first control, so guidance's too."""
+
+    rows: list[int] = field(default_factory=list)
+
+    def guide(self, denoise: Denoise, state: State) -> Denoise:
+        def counted(x: Tensor, level: Level, cond: Any) -> Tensor:
+            self.rows.append(len(x))
+            return denoise(x, level, cond)
+
+        return counted
 
 
 @final
@@ -59,7 +75,8 @@ def measured(
 ) -> Found:
     """Query i is sampled from seed `seed` + i, the same in every arm; policy None: the query as it is."""
     began = time.perf_counter()
-    controls: list[Control] = [] if policy is None else [way.control(policy)]
+    counted = Counted()
+    controls: list[Control] = [counted] if policy is None else [counted, way.control(policy)]
     end = sample(
         denoiser,
         queries,
@@ -73,9 +90,8 @@ def measured(
     seconds = time.perf_counter() - began
     scores = {name: scored(reward, end.images.float(), queries).cpu() for name, reward in rewards.items()}
     drafts = [draft for written in end.state.memory.get("drafts", ()) for draft in written]
-    branches = 1 if way.guidance == 1 else 2
     cost = {
-        "denoiser calls": float(branches * (len(end.state.run.levels) - 1)),
+        "denoiser calls": sum(counted.rows) / len(queries),
         "policy tokens": sum(len(draft.tokens) for draft in drafts) / len(queries),
         "kept": sum(draft.kept is not None for draft in drafts) / max(len(drafts), 1),
         "seconds": seconds / len(queries),

@@ -7,6 +7,7 @@ latents made them.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, final
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 SUMMED = ("tokens", "kl", "ratio", "clipped", "surprise")  # the metrics of `policy_gradient`
-SMALL = 1e-6  # a group whose rewards spread less than this tells nothing apart
+SMALL = 1e-6  # of a group's largest reward, or of 1: rewards less apart are equal but for float32's rounding
 
 
 # --- advantages
@@ -33,8 +34,9 @@ def group_advantages(
     (r - baseline) / scale. "mean" is the group's mean; "leave-one-out" that of the others (RLOO, arXiv
     2402.14740). Scale "group" is the group's standard deviation, with n - 1 as TRL has it; "batch" that
     of the whole batch (`deviation`, where these are a process's part of it); "none" is 1 (Dr. GRPO, arXiv
-    2503.20783). Groups of equal rewards get 0 and are masked out. ValueError: rewards that are not
-    finite, or do not divide into groups of two or more.
+    2503.20783). Groups of equal rewards get 0 and are masked out. Computed in float64 on the CPU, whatever
+    the rewards' size, and given back in float32. ValueError: rewards that are not finite, or do not divide
+    into groups of two or more.
     """
     if group < 2 or len(rewards) % group:
         raise ValueError(
@@ -44,18 +46,18 @@ def group_advantages(
         raise ValueError(
             f"reward {int((~rewards.isfinite()).nonzero()[0, 0])} is not finite; nothing is trained"
         )
-    rows = rewards.float().view(-1, group)
+    rows = rewards.detach().to("cpu", torch.float64).view(-1, group)  # MPS has no float64
     centred = rows - rows.mean(1, keepdim=True)
     if baseline == "leave-one-out":
         centred = centred * group / (group - 1)
-    spread = rows.std(1, keepdim=True)
-    telling = (spread > SMALL).expand_as(rows)
+    apart = rows.amax(1, keepdim=True) - rows.amin(1, keepdim=True)
+    telling = (apart > SMALL * rows.abs().amax(1, keepdim=True).clamp(min=1)).expand_as(rows)
     if scale == "group":
-        centred = centred / (spread + 1e-4)
+        centred = centred / (rows.std(1, keepdim=True) + 1e-4)
     elif scale == "batch":
-        whole = float(rewards.float().std()) if deviation is None else deviation
-        centred = centred / (whole + 1e-4)
-    return (centred * telling).flatten(), telling.flatten()
+        centred = centred / ((float(rows.std()) if deviation is None else deviation) + 1e-4)
+    advantages = (centred * telling).flatten().to(rewards.device, torch.float32)
+    return advantages, telling.flatten().to(rewards.device)
 
 
 # --- the surrogate
@@ -81,11 +83,11 @@ class Surrogate:
     longest: int = 48
 
     def __post_init__(self) -> None:
-        if not 0 < self.clip < 1 or (self.clip_high is not None and self.clip_high <= 0):
+        if not 0 < self.clip < 1 or (self.clip_high is not None and not self.clip_high > 0):
             raise ValueError(
                 f"clip is {self.clip}, {self.clip_high}; give 0 < clip < 1 and a positive clip_high"
             )
-        if self.kl_weight < 0:
+        if not 0 <= self.kl_weight < math.inf:
             raise ValueError(f"kl_weight is {self.kl_weight}; it must be at least 0")
         if self.per not in ("token", "draft", "constant"):
             raise ValueError(f"per is {self.per!r}; choose 'token', 'draft' or 'constant'")

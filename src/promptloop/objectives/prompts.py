@@ -59,12 +59,13 @@ class PromptGRPO(Objective):
     the first prompt of an episode is written: one draft is easier to credit than five, and what is
     learned of it serves the others. `micro_batch` drafts are scored together. With `recompute` (several
     optimiser steps on one batch) the old log-probs are computed once more in the geometry of training;
-    without it the recorded ones stand and the ratio is 1. With `served` a server draws the drafts, which
+    without it those of the step itself stand for them and the ratio is 1. "gap" tells how far the step's own
+    log-probs are from those recorded when the drafts were drawn. With `served` a server draws them, which
     follows the policy update by update; the old log-probs are then always computed here, and the `mismatch`
     between the two is told, corrected, or refused. `turns` moves policy and denoiser in and out.
     """
 
-    summed = SUMMED
+    summed = (*SUMMED, "gap")
 
     denoiser: Any
     policy: Mllm
@@ -199,7 +200,7 @@ class PromptGRPO(Objective):
             with torch.no_grad(), reference(self.policy.network):
                 before, _ = self.policy.log_prob(part.drafts)
         log_probs, mask = self.policy.log_prob(part.drafts)
-        return policy_gradient(
+        loss, metrics = policy_gradient(
             log_probs,
             part.advantages.to(log_probs),
             mask,
@@ -210,6 +211,8 @@ class PromptGRPO(Objective):
             tokens=part.tokens,
             drafts=part.rows,
         )
+        apart = [row.abs().sum() for row in gaps(part.drafts, log_probs.detach())]
+        return loss, {**metrics, "gap": torch.stack(apart).sum()}
 
     def touched(self) -> Tensor:
         """The log-probability of saying nothing to a grey picture."""
@@ -229,10 +232,18 @@ class PromptGRPO(Objective):
         return sum(self.denoiser.count_tokens(query) > limit for query in asked) / len(asked)
 
     def _deviation(self, rewards: Tensor) -> float:
-        """The standard deviation of all processes' rewards."""
-        sums = torch.tensor([len(rewards), float(rewards.sum()), float(rewards.square().sum())])
-        count, first, second = self.total(sums.to(self.policy.network.device)).tolist()
-        return math.sqrt(max(second - first**2 / count, 0.0) / (count - 1))
+        """The standard deviation of all processes' rewards, in two passes: the difference of two sums of
+        squares would lose it to rounding where the mean is large.
+        """
+
+        def added(*numbers: float) -> list[float]:
+            found: list[float] = self.total(torch.tensor(numbers, device=self.policy.network.device)).tolist()
+            return found
+
+        own = rewards.detach().to("cpu", torch.float64)
+        count, total = added(len(own), float(own.sum()))
+        (squares,) = added(float((own - total / count).square().sum()))
+        return math.sqrt(squares / (count - 1))
 
     def _old(self, drafts: Sequence[Draft]) -> Tensor | None:
         return self._log_prob(drafts) if self.recompute or self.served is not None else None

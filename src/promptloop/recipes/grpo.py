@@ -15,12 +15,12 @@ from promptloop.objectives.prompts import PromptGRPO
 from promptloop.parameters import fully, has_reference, saving_memory, with_lora
 from promptloop.policies.mllm import Mllm
 from promptloop.processes import Processes
-from promptloop.recipes import parts, rollouts, runs
+from promptloop.recipes import loaded, parts, runs, served_rollouts
 from promptloop.recipes.early import checked, launched, prompts_of
 from promptloop.recipes.progress import Progress, silent
 from promptloop.recipes.prompts import Prompts
 from promptloop.recipes.rewards import reward_named
-from promptloop.recipes.settings import Grpo
+from promptloop.recipes.settings import TOLERANCE, Grpo
 from promptloop.recipes.sheet import write_sheet
 from promptloop.recipes.tracking import push, told, tracker
 from promptloop.rewards.contract import Reward
@@ -31,7 +31,6 @@ from promptloop.watch import HackingWatch
 from promptloop.world.queries import training_texts
 
 Say = Callable[[str], None]
-TOLERANCE = {"float32": 1e-3, "bfloat16": 0.25}  # of the ratio at the start: what rounding alone makes of it
 
 
 def grpo(
@@ -62,6 +61,10 @@ def grpo(
             say(word)
     processes.wait()
     objective = objective_of(settings, reward, device, processes, prompts, tell_once)
+    in_force = {**asdict(settings.training()), **settings.fixed(), "kl_to": objective.kl_to}
+    if processes.main:
+        for word in runs.record(run, loaded.digests(settings), in_force):
+            say(word)
     watch = HackingWatch(settings.group, gold, tell_once, past=lambda: runs.lines(run), means=processes.means)
     log, end = tracker(settings.track if processes.main else "none", run, settings)
 
@@ -75,13 +78,13 @@ def grpo(
     processes = processes.dividing(policy.network) if settings.shard else processes
     sheets = sheets_of(settings, run, processes)
     hooks: list[After] = [watch, base_of(settings, objective, processes), sheets, tell]
-    with rollouts.serving(objective):
+    with served_rollouts.serving(objective):
         done = train(objective, policy.network, settings.training(), run, processes=processes, save=save,
                      after=hooks, last_good=last_good, stop_at=stop_at)  # fmt: skip
     weights = processes.weights()
     if processes.main:
         runs.finish(run / runs.POLICY, lambda folder: save(folder, weights))
-        runs.card(run, recipe, settings, device, runs.POLICY)
+        runs.card(run, recipe, {**asdict(settings), **in_force}, device, runs.POLICY)
         end()
         if settings.push_to_hub != "none":
             say(f"uploaded: {push(run, run / runs.POLICY, settings.push_to_hub)}")
@@ -150,7 +153,7 @@ def objective_of(
         policy = fully(policy)
     else:
         base = settings.policy if embedded else where
-        policy = with_lora(policy, rollouts.lora_of(settings), seed=settings.seed, base=base)
+        policy = with_lora(policy, settings.lora(), seed=settings.seed, base=base)
     if settings.gradient_checkpointing:
         saving_memory(policy)
     first = first_of(settings, device)
@@ -166,7 +169,7 @@ def objective_of(
         seed=1_000_003 * settings.seed,
         baseline=settings.baseline,
         scale=settings.scale,
-        kl_to=settings.kl_to if fresh else "old",
+        kl_to=settings.kl_to if fresh and settings.train_weights == "lora" else "old",
         refusal_cost=settings.refusal_cost,
         length_cost=settings.length_cost,
         draft_words=settings.draft_words,
@@ -175,8 +178,8 @@ def objective_of(
         recompute=settings.epochs > 1,
         tolerance=TOLERANCE[settings.policy_dtype],
         total=processes.total,
-        served=rollouts.served_of(settings, policy),
-        mismatch=rollouts.mismatch_of(settings),
+        served=served_rollouts.served_of(settings, policy),
+        mismatch=settings.mismatch(),
         turns=Turns({POLICY: writers, DENOISER: backbone.modules}, waiting, device),
     )
 

@@ -19,7 +19,7 @@ from promptloop.objectives.preference import LEVELS, DiffusionDPO, Pairs, check
 from promptloop.parameters import LoRA, lora_on, save_lora
 from promptloop.policies.contract import Policy
 from promptloop.processes import Processes
-from promptloop.recipes import parts, runs
+from promptloop.recipes import loaded, parts, runs
 from promptloop.recipes.progress import Progress
 from promptloop.recipes.rewards import reward_named
 from promptloop.recipes.usual import settle
@@ -113,6 +113,9 @@ def mini_dpo(
         raise ValueError(
             f"{settings.backbone} is tuned already; tuning starts from a backbone without a LoRA"
         )
+    in_force = asdict(settings.training()) | {"lora_alpha": settings.rank}
+    for word in runs.record(run, loaded.digests(settings), in_force):
+        say(word)
     backbone.levels(LEVELS)  # a distilled one has too few: told before the pairs are made
     if not (run / PAIRS).exists():
         found = judged(settings, backbone, reward, progress)
@@ -127,11 +130,6 @@ def mini_dpo(
     objective = DiffusionDPO(backbone, pairs, settings.dpo_beta, settings.batch, settings.pairs_per_level,
                              settings.error, settings.seed)  # fmt: skip
 
-    def tell(update: int, batch: Batch, line: Line) -> Line:
-        if progress is not None:
-            progress(f"training: right {line['right']:.2f}", update, settings.steps)
-        return {}
-
     done = train(
         objective,
         backbone.network,
@@ -139,13 +137,24 @@ def mini_dpo(
         run,
         processes=Processes(),
         save=lambda folder, weights: save_lora(backbone, folder, base=base),
-        after=[looked(settings, backbone, reward, gold), tell],
+        after=[looked(settings, backbone, reward, gold), telling(settings, progress)],
         last_good=last_good,
         stop_at=stop_at,
     )
     runs.finish(run / runs.BACKBONE, lambda folder: save_lora(backbone, folder, base=base))
-    runs.card(run, recipe, settings, device, runs.BACKBONE)
+    runs.card(run, recipe, {**asdict(settings), **in_force}, device, runs.BACKBONE)
     return {"updates": done, "role": "backbone", "settings": asdict(settings), "lines": runs.lines(run)}
+
+
+def telling(settings: MiniDPO, progress: Progress | None) -> After:
+    """A hook that shows how far the training is."""
+
+    def tell(update: int, batch: Batch, line: Line) -> Line:
+        if progress is not None:
+            progress(f"training: right {line['right']:.2f}", update, settings.steps)
+        return {}
+
+    return tell
 
 
 def judged(

@@ -78,6 +78,12 @@ COMMON: Said = {
     "track": ("none", OURS),
     "push_to_hub": ("none", OURS),
 }
+FIXED: Said = {  # no settings: `Grpo.fixed`
+    "betas": ((0.9, 0.99), "fixed; ours, of AdamW: as mini"),
+    "decay_to": (0.1, "fixed; ours, the share of lr that its cosine ends at: as mini"),
+    "lora_alpha": (32, "fixed; ours, twice the rank"),
+    "start_tolerance": (0.25, "fixed; ours, measured in bfloat16 (docs/methods/promptloop.md)"),
+}
 SD15: Said = {
     "backbone": ("stable-diffusion-v1-5/stable-diffusion-v1-5", PAPER),
     "reward": (IMAGEREWARD, PAPER),

@@ -5,6 +5,7 @@ Markdown.
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import types
 import typing
@@ -115,8 +116,35 @@ def begin(run: Path, recipe: str, settings: Any, *, resume: bool, prompts: str |
     if run.exists() and any(f != file for f in run.iterdir()):  # a config alone: nothing was trained yet
         raise ValueError(f"{run} is not empty; give another --out")
     run.mkdir(parents=True, exist_ok=True)
+    written(file, {**config, "promptloop": __version__})
+
+
+def record(run: Path, loaded: Mapping[str, str], in_force: Mapping[str, Any]) -> list[str]:
+    """Adds to the config what was loaded (setting -> sha256), and values that are no settings or that took
+    the place of one; or checks that a resumed run has loaded what it was begun with. What to say of it.
+
+    ValueError naming the settings whose models are others now. Runs of older versions do not tell theirs.
+    """
+    found = config_of(run)
+    known = found.get("loaded")
+    if known is not None:
+        other = [name for name in sorted({*known, *loaded}) if known.get(name) != loaded.get(name)]
+        if other:
+            told = ", ".join(f"{name} ({found['settings'].get(name)})" for name in other)
+            raise ValueError(f"what is loaded as {told} is not what {run} was begun with; put that back, or "
+                             "begin again in another folder")  # fmt: skip
+        return []
+    written(run / CONFIG, {**found, "loaded": dict(loaded), "in_force": dict(in_force)})
+    if not checkpoint.steps(run):
+        return []
+    return [f"{run} does not tell what models it was begun with: those of now are noted, and checked from "
+            "here on"]  # fmt: skip
+
+
+def written(file: Path, config: Mapping[str, Any]) -> None:
+    """The config, whole or not at all."""
     part = file.with_suffix(".part")
-    part.write_text(json.dumps({**config, "promptloop": __version__}, indent=1), encoding="utf-8")
+    part.write_text(json.dumps(config, indent=1), encoding="utf-8")
     part.replace(file)
 
 
@@ -170,12 +198,17 @@ def lines(run: Path) -> list[dict[str, float]]:
     return [json.loads(row) for row in rows if row.endswith("\n")]  # a kill may have cut the last
 
 
-def card(run: Path, recipe: str, settings: Any, device: Any, role: str) -> None:
-    """Writes the model card, README.md: how the policy was made, what it reached, how to use it."""
+def card(run: Path, recipe: str, settings: Mapping[str, Any], device: Any, role: str) -> None:
+    """Writes the model card, README.md: how the policy was made, what it reached, how to use it.
+
+    `settings`: those in force. What is uploaded is named by its repository, else by this folder.
+    """
+    pushed = settings.get("push_to_hub", "none")
+    where = shlex.quote(str(run)) if pushed == "none" else pushed
     seen = lines(run)
     said = list(dict.fromkeys(name for line in seen for name in line if not name.startswith("seconds/")))
     spans = {name: [line for line in seen if name in line] for name in said}
-    rows = [f"| {name} | {value} |" for name, value in asdict(settings).items()]
+    rows = [f"| {name} | {value} |" for name, value in settings.items()]
     numbers = [
         f"| {name} | {span[0][name]:.4f} (update {span[0]['update']}) | {span[-1][name]:.4f} "
         f"(update {span[-1]['update']}) |"
@@ -184,7 +217,7 @@ def card(run: Path, recipe: str, settings: Any, device: Any, role: str) -> None:
     ]
     stack = ", ".join(f"{k} {v}" for k, v in trace.environment(device).items())
     text = f"""---
-library_name: {"transformers" if getattr(settings, "train_weights", "lora") == "all" else "peft"}
+library_name: {"transformers" if settings.get("train_weights") == "all" else "peft"}
 license: apache-2.0
 tags: [promptloop, text-to-image, {ROLES[role][2]}]
 ---
@@ -194,7 +227,7 @@ tags: [promptloop, text-to-image, {ROLES[role][2]}]
 {ROLES[role][1]}
 
 ```sh
-promptloop generate "a jade disc and a golden block" --{role} {run.name} --compare --out out
+promptloop generate "a jade disc and a golden block" --{role} {where} --compare --out out
 ```
 
 | setting | value |

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Literal, final
+from typing import Any, Literal, final
 
+from promptloop.objectives.mismatch import Mismatch
 from promptloop.objectives.policy_gradient import Surrogate
-from promptloop.recipes import rollouts
+from promptloop.parameters import LANGUAGE, LoRA
+from promptloop.policies.served import vllm
 from promptloop.recipes.usual import settle
 from promptloop.rollout import Geometry
 from promptloop.train import Training
 
 EMBEDDED = "embedded"  # the prompts of the embedded world's training side
+TOLERANCE = {"float32": 1e-3, "bfloat16": 0.25}  # of the ratio at the start: what rounding alone makes of it
 
 
 @final
@@ -122,6 +126,35 @@ class Grpo:
                         max_grad_norm=self.max_grad_norm, save_every=self.save_every,
                         average=self.average)  # fmt: skip
 
+    def lora(self) -> LoRA:
+        return LoRA(self.rank, 2 * self.rank, self.lora_targets or LANGUAGE)
+
+    def mismatch(self) -> Mismatch:
+        return Mismatch(self.mismatch_cap, self.mismatch_limit)
+
+    def fixed(self) -> dict[str, Any]:
+        """What no setting changes; `recipes/real.py` says where each comes from."""
+        its = self.training()
+        return {"betas": its.betas, "decay_to": its.decay_to, "lora_alpha": self.lora().alpha,
+                "start_tolerance": TOLERANCE[self.policy_dtype]}  # fmt: skip
+
+    def _check_weights(self) -> None:
+        """Refuses (ValueError) an address that is none, and what a server or four-bit weights cannot do."""
+        self.lora(), self.mismatch()
+        if self.policy_quantize != "none" and self.train_weights == "all":
+            raise ValueError(
+                "policy_quantize 4bit keeps the weights as they are; train a LoRA, not all weights"
+            )
+        if self.rollouts == "none":
+            return
+        vllm(self.rollouts)
+        if self.train_weights == "all":
+            raise ValueError(
+                "rollouts by a server follow the policy by its LoRA; they need train_weights lora"
+            )
+        if self.shard:
+            raise ValueError("rollouts by a server save the LoRA of each process, and shard has divided it")
+
     def __post_init__(self) -> None:
         settle(self, window="window", denoising_steps="training_steps", guidance="guidance")
         if self.lr is None:
@@ -130,10 +163,10 @@ class Grpo:
                  "micro_batch": 1, "base_every": 0, "sheet_every": 0}  # fmt: skip
         least |= {n: 1 for n in ("image_size", "prompt_tokens") if getattr(self, n) is not None}
         for name, value in least.items():
-            if getattr(self, name) < value:
+            if not value <= getattr(self, name) < math.inf:  # nan passes no comparison
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {value}")
         self.geometry(), self.surrogate(), self.training()
-        rollouts.check(self)
+        self._check_weights()
         if self.embedded_guidance is not None and not 0 <= self.embedded_guidance < float("inf"):
             raise ValueError(
                 f"embedded_guidance is {self.embedded_guidance}; it must be a finite number from 0"

@@ -1,0 +1,46 @@
+"""What a training has loaded, as one number for each part: a resumed run must load the same."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+from promptloop.policies.endpoint import is_server
+from promptloop.recipes import parts
+from promptloop.recipes.digests import file_digest, folder_digest
+from promptloop.recipes.rewards import TERM
+from promptloop.world import weights
+
+ROLES = {"backbone": "backbone", "policy": "policy", "first": "policy"}  # setting -> what it names
+
+
+def digests(settings: Any) -> dict[str, str]:
+    """Setting ("backbone", "policy", "first", "reward") -> sha256 of what was loaded for it. What has no
+    weights is left out: your own Python, the oracle.
+    """
+    found = {}
+    for name, role in ROLES.items():
+        said = getattr(settings, name, "none")
+        if said != "none" and not parts.DOTTED.fullmatch(said) and not is_server(said):
+            found[name] = parts.digest(parts.lora_here(parts.locate(said, role)[0]), role)
+    terms = [
+        match[2].strip() for part in settings.reward.split(" + ") if (match := TERM.fullmatch(part.strip()))
+    ]
+    if known := [number for number in map(of_reward, terms) if number]:
+        found["reward"] = hashlib.sha256(" ".join(known).encode()).hexdigest()
+    return found
+
+
+def of_reward(name: str) -> str | None:
+    """sha256 of one reward's weights; None where it has none of ours."""
+    kind, _, where = name.partition(":")
+    if name == "preference":
+        return folder_digest(weights("mini-judge"))
+    if kind == "judge":
+        return parts.digest(where, "policy")
+    if kind == "imagereward":
+        from promptloop.rewards.files import weights_in
+        from promptloop.rewards.imagereward import FILE, HUB
+
+        return file_digest(weights_in(where or None, kind, HUB, FILE)[0])
+    return None
