@@ -83,9 +83,15 @@ class Denoiser(ABC):
         """Where the network lives."""
         return next(self.network.parameters()).device
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the network computes in. Its weights may be stored in less (float8, four bits)."""
+        said: torch.dtype | None = getattr(self.network, "dtype", None)  # diffusers' networks know
+        return next(self.network.parameters()).dtype if said is None else said
+
     def smaller(self, batch: int) -> list[str]:
         """What would need less memory than `batch` samples at once do now, with the present settings."""
-        dtype = str(next(self.network.parameters()).dtype).removeprefix("torch.")
+        dtype = str(self.dtype).removeprefix("torch.")
         ways = [f"max_batch (now {batch})"] if batch > 1 else []
         if dtype == "float32":
             ways.append("dtype (now float32: bfloat16 takes half)")
