@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import tiny
 import tiny_imagereward
+import tiny_more
 import tiny_vlm
 from diffusers import EulerAncestralDiscreteScheduler
 from tiny_training import learned, numbers, result
 
-from promptloop.denoisers import FAMILIES
 from promptloop.recipes import real, runs
 from promptloop.recipes.real import COMMON
 from promptloop.recipes.settings import Grpo
@@ -51,18 +51,12 @@ def turbo() -> Any:
     return pipe
 
 
-def flux() -> Any:
-    import tiny_more
-
-    return tiny_more.flux(t5=24)
-
-
 BACKBONES: dict[str, Callable[[], Any]] = {
     "sd15_imagereward": tiny.sd,
     "sdxl_imagereward": tiny.sdxl,
     "sdxl_turbo_composite": turbo,
     "sd35_imagereward": lambda: tiny.sd3(t5=24),
-    "flux_imagereward": flux,
+    "flux_imagereward": lambda: tiny_more.flux(t5=24),
 }
 
 
@@ -83,8 +77,6 @@ def test_a_recipe_runs_end_to_end(
     """Fails when a recipe's settings do not fit its classes, a term of the reward is not told, the counts of
     the prompts are not, or the policy is not trained.
     """
-    if recipe == "flux_imagereward" and "FluxPipeline" not in FAMILIES:
-        pytest.skip("FLUX is not among the denoisers yet")
     backbone, run = tiny.saved(BACKBONES[recipe](), tmp_path / "backbone"), tmp_path / "run"
     reward = f"imagereward:{there / 'imagereward'}"
     if "composite" in recipe:

@@ -63,6 +63,10 @@ class Denoiser(ABC):
     def count_tokens(self, text: str) -> int:
         """Tokens of `text` as the text encoder counts them, without start and end marks."""
 
+    def read_at_most(self, length: int) -> None:
+        """From now on `text_limit` is that of a pipeline called with `max_sequence_length=length`."""
+        raise ValueError(f"{type(self).__name__} reads as many tokens as it reads; leave the length out")
+
     @property
     def scheduler(self) -> Any | None:
         """The diffusers scheduler the backbone came with, or None."""
