@@ -44,7 +44,7 @@ def modules(pipe: Any) -> dict[str, torch.nn.Module]:
 
 
 def test_a_lean_run_keeps_no_embeddings() -> None:
-    """Nothing that grows with the text is left of a batch; images, drafts and seeds are. Fails if the negative
+    """Nothing that grows with the text is left of a batch; images and drafts are. Fails if the negative
     embeddings, which CFG keeps in memory, outlive their batch.
     """
     denoiser = from_pipeline(tiny.sd())
