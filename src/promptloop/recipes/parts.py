@@ -58,7 +58,7 @@ def device_named(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
-        if name == "cuda" and "LOCAL_RANK" in os.environ:  # else all begin on the first one, and stay there too
+        if name == "cuda" and "LOCAL_RANK" in os.environ:  # else all begin on the first one
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         torch.zeros(1, device=name)
     except (RuntimeError, AssertionError) as error:
