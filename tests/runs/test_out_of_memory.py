@@ -21,7 +21,7 @@ def full(*_: Any, **__: Any) -> Any:
 @pytest.mark.parametrize(
     ("place", "said"),
     [
-        ((torch.Tensor, "backward"), ["the policy is trained; lower micro_batch (now 5), image_size (now 32), ",
+        ((torch.Tensor, "backward"), ["the policy is trained; lower micro_batch (now 5), image_size (now 32",
                                       "gradient_checkpointing (now off)", "offload (now 'none'"]),
         ((tiny_reward, "brightness"), ["the reward scores ", "queries x group)", "(now 16 x 16)"]),
         ((LatentDenoiser, "decode"), ["while decoding 2 images; lower max_batch (now 2), ", "(now 16 x 16)"]),
