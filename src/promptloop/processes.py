@@ -75,8 +75,16 @@ class Processes:
         return dict(zip(values, self.total(flat).tolist(), strict=True))
 
     def means(self, values: dict[str, float]) -> dict[str, float]:
-        """Each value's mean over all processes."""
-        return {name: total / self.share.of for name, total in self.totals(values).items()}
+        """Each value's mean over all processes; of a name that ends in "/max" the largest."""
+        found = {name: total / self.share.of for name, total in self.totals(values).items()}
+        return found | self._largest({name: x for name, x in values.items() if name.endswith("/max")})
+
+    def _largest(self, values: dict[str, float]) -> dict[str, float]:
+        if self.share.of == 1 or not values:
+            return values
+        flat = torch.tensor(list(values.values()), device=self.accelerator.device)
+        rows = self.accelerator.gather(flat).view(self.share.of, -1)
+        return dict(zip(values, rows.amax(0).tolist(), strict=True))
 
     def sum_gradients(self, parameters: Sequence[nn.Parameter], touched: Callable[[], Tensor]) -> None:
         """Adds up the gradients of all processes: their losses are parts of one batch's.

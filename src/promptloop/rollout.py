@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, final
 
@@ -19,6 +19,7 @@ from promptloop.controls.guidance import CFG
 from promptloop.controls.plan import check_delay, even_steps
 from promptloop.controls.prompt import PromptLoop
 from promptloop.controls.streams import Streams
+from promptloop.denoisers.memory import lowering, told
 from promptloop.denoisers.once import Once
 from promptloop.policies.contract import LIKELIEST, Draft, Policy
 from promptloop.policies.shown import Sometimes
@@ -151,10 +152,10 @@ def rollout(
             decode=False,
             lean=True,
         )
-    with watch("decode"):
-        parts = end.state.x.split(geometry.max_batch)
+    parts = end.state.x.split(geometry.max_batch)
+    with watch("decode"), told(f"decoding {len(parts[0])} images", lowering(denoiser, len(parts[0]))):
         images = torch.cat([denoiser.decode(part).clamp(0, 1) for part in parts])
-    with watch("reward"):
+    with watch("reward"), told(f"the reward scores {len(images)} images", room_for(reward, images)):
         rewards, terms = scored_by_term(reward, images, asked)
     drafts = end.state.memory["drafts"]
     return Rollout(tuple(asked), tuple(seeds), drafts, images.cpu(), rewards, credited, watch.seconds, terms)
@@ -200,7 +201,17 @@ def alone(
         max_batch=geometry.max_batch,
     )
     assert end.images is not None
-    return scored(reward, end.images, queries)
+    with told(f"the reward scores {len(end.images)} images", room_for(reward, end.images)):
+        return scored(reward, end.images, queries)
+
+
+def room_for(reward: Any, images: Tensor) -> Callable[[], list[str]]:
+    """What would leave a reward more memory for these images [N, 3, H, W]."""
+    height, width = images.shape[-2:]
+    batch = getattr(reward, "batch", None)
+    own = [f"the reward's batch (now {batch})"] if isinstance(batch, int) else []
+    return lambda: [*own, f"the images of an update (now {len(images)}: queries x group)",
+                    f"their size (now {width} x {height})", "what else lies there by offload"]  # fmt: skip
 
 
 def noise_seed(geometry: Geometry, seed: int, query: int, member: int) -> int:

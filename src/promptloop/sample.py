@@ -185,7 +185,8 @@ def sample(
 
     Give `steps` (the solver's or the denoiser's own levels) or `levels`. The solver defaults to the one the
     denoiser's scheduler stands for; `turn` is `trajectory`'s. `on_step` sees every state of every batch. With
-    `lean` a finished batch's embeddings and last transition are let go: its state has no cond.
+    `lean` a finished batch's embeddings (those that controls remember too) and last transition are let go:
+    its state has no cond.
     """
     solver = default_solver(denoiser) if solver is None else solver
     if (steps is None) == (levels is None):
@@ -218,7 +219,7 @@ def sample(
                     if on_step is not None:
                         on_step(state)
             if lean:
-                state = replace(state, cond=None, embedded=(), transition=None)
+                state = replace(state, cond=None, embedded=(), transition=None, memory=_lasting(state))
             states.append(state)
             if decode:
                 with told(f"decoding {held} images", lowering(denoiser, held)):
@@ -230,6 +231,11 @@ def decoded(denoiser: Any, x: Tensor, size: int | None = None) -> Tensor:
     """Images [B, 3, H, W] of clean latents, counted."""
     count(decodes=len(x))
     return denoiser.decode(x, size=size)
+
+
+def _lasting(state: State) -> dict[str, Any]:
+    """The state's memory without what the run's denoiser has embedded."""
+    return {name: value for name, value in state.memory.items() if not name.startswith(EMBEDDED)}
 
 
 # --- scoring, and the pure functions for drivers above the loop
@@ -260,8 +266,7 @@ def rescore(
     run = replace(state.run, denoiser=denoiser)
     run = run if controls is None else replace(run, controls=tuple(controls))
     run = run if solver is None else replace(run, solver=solver)
-    memory = {name: value for name, value in state.memory.items() if not name.startswith(EMBEDDED)}
-    memory = dict(state.memory) if denoiser is state.run.denoiser else memory
+    memory = dict(state.memory) if denoiser is state.run.denoiser else _lasting(state)
     state = replace(state, run=run, cond=None, embedded=(), transition=None, memory=memory)
     columns = []
     for k in range(known.shape[1]) if steps is None else steps:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import pytest
 import tiny
+import tiny_more
 import torch
 from diffusers import (
     DDIMScheduler,
@@ -31,7 +32,9 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     "sd3": tiny.sd3,
     "sd3-without-t5": lambda: tiny.sd3(t5=0),
     "sd3-dynamic-shift": lambda: tiny.sd3(sample=16, use_dynamic_shifting=True, shift=1.0),
+    "z-image": tiny_more.z_image,
 }
+SIDE = {"ZImagePipeline": 64}  # pixels; the others' networks know their size
 FLOW: dict[str, Any] = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
 PROMPTS = ["a red circle", "two blue stars", ""]
 SEEDS = [3, 4, 5]
@@ -86,14 +89,18 @@ def texts(drafts: Any) -> list[list[str]]:
     return [[draft.text for draft in row] for row in drafts]
 
 
+def seen_by_us(pipe: Any) -> Any:
+    return from_pipeline(pipe, size=SIDE.get(type(pipe).__name__))
+
+
 def both(pipe: Any, mode: str, how: Literal["closed", "open"] = "closed") -> Any:
     """Images, drafts and what the policy saw are those of our loop."""
     (scale, negative), said, seen = MODES[mode], Seeing(), Seeing()
     controls = [PromptLoop(said, 3, (0.0, 1.0), loop=how), CFG(scale, negative)]
-    ours = sample(from_pipeline(pipe), PROMPTS, seeds=SEEDS, steps=STEPS, controls=controls)
+    ours = sample(seen_by_us(pipe), PROMPTS, seeds=SEEDS, steps=STEPS, controls=controls)
     loop = attach(pipe, seen, refinements=3, loop=how)
-    options = {"num_inference_steps": STEPS, "guidance_scale": scale, "output_type": "pt"}
-    result = loop(PROMPTS, seeds=SEEDS, negative_prompt=negative, **options)
+    options = tiny_more.call_options(pipe, scale, negative, len(PROMPTS))
+    result = loop(PROMPTS, seeds=SEEDS, num_inference_steps=STEPS, output_type="pt", **options)
     assert texts(result.drafts) == texts(ours.state.memory["drafts"])
     assert [r.progress for r in seen.asked] == [r.progress for r in said.asked]
     for mine, theirs in zip(seen.asked, said.asked, strict=True):
@@ -105,7 +112,7 @@ def both(pipe: Any, mode: str, how: Literal["closed", "open"] = "closed") -> Any
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("name", ["sd1", "sdxl", "sd3"])
+@pytest.mark.parametrize("name", ["sd1", "sdxl", "sd3", "z-image"])
 def test_attached_equals_our_loop(name: str, mode: str) -> None:
     """Fails if the estimate is without guidance, a new prompt replaces the negative half, or a pooled
     embedding stays the old prompt's.
@@ -113,7 +120,7 @@ def test_attached_equals_our_loop(name: str, mode: str) -> None:
     pipe, guided = made(name), [CFG(*MODES[mode])]
     result = both(pipe, mode)
     for prompts in (PROMPTS, [row[0].text for row in result.drafts]):  # not the first drafts alone matter
-        other = sample(from_pipeline(pipe), prompts, seeds=SEEDS, steps=STEPS, controls=guided).images
+        other = sample(seen_by_us(pipe), prompts, seeds=SEEDS, steps=STEPS, controls=guided).images
         assert other is not None and (other - result.images).abs().max() > 0.01
 
 
@@ -142,9 +149,6 @@ def test_other_schedulers(name: str, kind: type, changes: dict[str, Any]) -> Non
 
 def test_open_loop() -> None:
     both(made("sd1"), "cfg", "open")
-
-
-# --- beside a plain call
 
 
 CALL: dict[str, Any] = {"num_inference_steps": STEPS, "output_type": "pt"}
@@ -270,9 +274,7 @@ def test_the_users_own_callback_is_kept() -> None:
     cutoff = SDCFGCutoffCallback(cutoff_step_ratio=None, cutoff_step_index=1)
     expected = plain(pipe, prompt="a dot", callback_on_step_end=cutoff)
     assert torch.equal(loop("a dot", seeds=[2], callback_on_step_end=cutoff, **CALL).images, expected)
-    seeing = attach(
-        pipe, Seeing(), refinements=4
-    )  # guidance ends half way: one half of the embeddings is left
+    seeing = attach(pipe, Seeing(), refinements=4)  # guidance ends half way: one half of the texts is left
     assert len(seeing("a dot", seeds=[2], callback_on_step_end=cutoff, **CALL).drafts[0]) == 4
     with pytest.raises(ValueError, match="returned a NoneType; return its callback_kwargs"):
         loop("a dot", seeds=[2], callback_on_step_end=lambda *_: None, **CALL)

@@ -4,6 +4,7 @@ import json
 import sys
 import types
 from pathlib import Path
+from typing import Any
 
 import peft
 import pytest
@@ -151,3 +152,28 @@ def test_four_bits_without_bitsandbytes_or_a_device_it_knows(
     monkeypatch.setitem(sys.modules, "bitsandbytes", known)
     with pytest.raises(ValueError, match="does not work on cpu: bitsandbytes 0.50 knows cuda, xpu"):
         load_policy(str(folders["llava"]), quantize="4bit")
+
+
+def test_a_lora_over_four_bits_is_loaded_over_them(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Saved and loaded again, without a word of it (as `generate` and `replay` load a trained policy). Fails
+    if the folder forgets how its base was kept: drafts would come from others than the weights trained with.
+    """
+    asked: list[str] = []
+
+    def kept(quantize: str, *_: Any) -> dict[str, Any]:
+        asked.append(quantize)
+        return {}  # whole weights, which are at hand everywhere
+
+    with monkeypatch.context() as patch:
+        patch.setattr("promptloop.policies.saved.quantized", kept)
+        policy = with_lora(Mllm.load(folders["llava"], quantize="4bit"), LoRA(2, 4), seed=0)
+        policy.save(tmp_path / "lora")
+        assert Mllm.load(folders["llava"], lora=tmp_path / "lora").quantize == "4bit"
+        assert Mllm.load(folders["llava"], lora=tmp_path / "lora", quantize="none").quantize == "none"
+        assert Mllm.load(folders["llava"]).quantize == "none"
+    assert asked == ["4bit", "4bit", "none", "none"]
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(ValueError, match=r"trained over weights in four bits: .*pip install 'promptloop"):
+        load_policy(str(tmp_path / "lora"))

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import tiny
 import tiny_imagereward
+import tiny_more
 import tiny_vlm
 import torch
 from diffusers import EulerAncestralDiscreteScheduler
@@ -54,18 +55,12 @@ def turbo() -> Any:
     return pipe
 
 
-def flux() -> Any:
-    import tiny_more
-
-    return tiny_more.flux(t5=24)
-
-
 BACKBONES: dict[str, Callable[[], Any]] = {
     "sd15_imagereward": tiny.sd,
     "sdxl_imagereward": tiny.sdxl,
     "sdxl_turbo_composite": turbo,
     "sd35_imagereward": lambda: tiny.sd3(t5=24),
-    "flux_imagereward": flux,
+    "flux_imagereward": lambda: tiny_more.flux(t5=24),
 }
 
 
@@ -106,7 +101,7 @@ def test_a_recipe_runs_end_to_end(
 
 def test_what_flux_is_told_reaches_training(there: Path, tmp_path: Path) -> None:
     """Fails when the setting is not handed to the backbone, or one without the input takes it in silence."""
-    dev, other = (str(tiny.saved(build(), tmp_path / build.__name__)) for build in (flux, tiny.sd))
+    dev, other = (str(tiny.saved(build(), tmp_path / build.__name__)) for build in (tiny_more.flux, tiny.sd))
 
     def told(backbone: str, scale: str) -> Any:
         given = {"backbone": backbone, "policy": str(there / "policy"), "prompts": "embedded"}

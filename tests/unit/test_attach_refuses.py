@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import tiny
+import tiny_more
 import torch
 from diffusers import FluxPipeline, PixArtSigmaPipeline, QwenImagePipeline, StableDiffusionImg2ImgPipeline
 
 from promptloop import attach
 from promptloop.denoisers import FAMILIES
+from promptloop.denoisers.z_image import ZImage
 from promptloop.policies import Identity, Table
 
 
@@ -59,3 +62,29 @@ def test_a_name_is_no_policy_and_its_settings_are_checked() -> None:
         attach(pipe, Table(), window=(0.5, 0.2))
     with pytest.raises(ValueError, match="no callback reaches the prompt of the skipped layers"):
         attach(pipe, Table())("a dot", skip_guidance_layers=[0])
+
+
+SMALL: dict[str, Any] = {"num_inference_steps": 2, "output_type": "latent", "seeds": [2]}
+
+
+@pytest.mark.parametrize(
+    ("make", "longest", "room", "more"),
+    [
+        (tiny.sd3, 40, 38, {}),  # T5's end mark and the blank that it puts before a text
+        (tiny.sd3, 400, 398, {}),
+        (tiny_more.z_image, 600, None, {"guidance_scale": 0.0, "height": 64, "width": 64}),
+    ],
+)
+def test_drafts_may_be_as_long_as_the_user_says(
+    make: Callable[[], Any], longest: int, room: int | None, more: dict[str, Any]
+) -> None:
+    """Fails if a draft is refused by what the pipeline reads unless told otherwise."""
+    pipe: Any = make()
+    pipe.set_progress_bar_config(disable=True)
+    room = room or longest - ZImage(pipe).template_length
+    for length in (room, room + 1):
+        loop = attach(pipe, Table({"a dot": "x" * length}), refinements=1)
+        drafts = loop("a dot", max_sequence_length=longest, **SMALL, **more).drafts
+        assert [draft.kept for draft in drafts[0]] == [None if length == room else "overlong"]
+    short = attach(pipe, Table({"a dot": "x" * 300}), refinements=1)("a dot", **SMALL, **more)
+    assert [draft.kept for draft in short.drafts[0]] == ["overlong" if make is tiny.sd3 else None]

@@ -1,5 +1,6 @@
 """Weighted rewards and the judge."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,28 @@ def test_a_weighted_sum_and_its_terms() -> None:
     assert float(Weighted(known)(images[:1], ["a"])) - 0.5 == pytest.approx(0.5 * 1.2 / 2 + 0.5 * (8 - 5) / 5)
     with pytest.raises(ValueError, match="is nan"):
         scored_by_term(reward_named("tiny_reward:broken + 1*oracle"), images, ["a red star"] * 3)
+
+
+@pytest.mark.parametrize(
+    ("said", "weights"),
+    [
+        ("1e-3*oracle", [1e-3]),
+        ("2.*oracle", [2.0]),
+        ("+.5 * oracle + -1.5E1*preference", [0.5, -15.0]),
+        ("0.5*oracle - 1*preference", "'0.5*oracle - 1*preference', which is not WEIGHT*NAME"),
+        ("2x*oracle", "'2x*oracle', which is not"),
+        ("2**oracle + preference", "'2**oracle', which is not"),
+        ("1*", "'1*', which is not"),
+        ("oracle +  + preference", "'', which is not"),
+    ],
+)
+def test_a_sum_is_read_or_refused(said: str, weights: list[float] | str) -> None:
+    """Fails if a term that cannot be read is asked for as a sum again, without end."""
+    if isinstance(weights, str):
+        with pytest.raises(ValueError, match=re.escape(weights)):
+            reward_named(said)
+    else:
+        assert [weight for weight, _ in reward_named(said).terms.values()] == weights
 
 
 def test_the_judge_says_what_the_chat_model_says(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from accelerate import cpu_offload, cpu_offload_with_hook
 
 from promptloop.controls.guidance import CFG
 from promptloop.controls.prompt import PromptLoop
-from promptloop.denoisers import from_pipeline, load
+from promptloop.denoisers import Cond, from_pipeline, load
 from promptloop.denoisers.memory import OutOfMemory, offload_of
 from promptloop.denoisers.once import Once
 from promptloop.policies.fixed import Identity
@@ -41,6 +41,23 @@ def theirs(pipe: Any, **options: Any) -> torch.Tensor:
 
 def modules(pipe: Any) -> dict[str, torch.nn.Module]:
     return {name: part for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
+
+
+def test_a_lean_run_keeps_no_embeddings() -> None:
+    """Nothing that grows with the text is left of a batch; images and drafts are. Fails if the negative
+    embeddings, which CFG keeps in memory, outlive their batch.
+    """
+    denoiser = from_pipeline(tiny.sd())
+    options: dict[str, Any] = {"steps": STEPS, "seeds": SEEDS, "max_batch": 1,
+                               "controls": [PromptLoop(Identity(), refinements=2), CFG(4.0)]}  # fmt: skip
+    whole, lean = (sample(denoiser, PROMPTS, lean=on, **options) for on in (False, True))
+    assert torch.equal(lean.images, whole.images)  # type: ignore[arg-type]
+    assert whole.state.cond is not None and len(whole.state.memory) == len(lean.state.memory) + 1
+    assert lean.state.cond is None and lean.state.transition is None and lean.state.embedded == ()
+    held = [value for value in lean.state.memory.values() if isinstance(value, torch.Tensor)]
+    assert not any(isinstance(value, Cond) for value in lean.state.memory.values()) and held
+    assert sum(value.numel() for value in held) <= 2 * (STEPS + 1)  # a plan and a weight for each sample
+    assert [len(drafts) for drafts in lean.state.memory["drafts"]] == [2, 2]
 
 
 # --- offload

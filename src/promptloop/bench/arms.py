@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, final
 
 import torch
@@ -14,9 +14,8 @@ from promptloop.controls import CFG, PromptLoop
 from promptloop.policies.contract import Policy
 from promptloop.policies.shown import Blind, Shuffled
 from promptloop.rewards.contract import Reward, scored
-from promptloop.sample import Control, State, default_solver, sample
-from promptloop.schedules import Level
-from promptloop.solvers import Denoise, Solver
+from promptloop.sample import Control, default_solver, sample
+from promptloop.solvers import Solver
 
 
 @final
@@ -35,21 +34,6 @@ class Way:
     def control(self, policy: Policy) -> Control:
         wrapped = {"own": lambda p: p, "nothing": Blind, "another's": Shuffled}[self.shown](policy)
         return PromptLoop(wrapped, self.refinements, self.window, "even", self.loop, self.delay)
-
-
-@final
-@dataclass(frozen=True, eq=False)
-class Counted(Control):
-    """Counts the rows that the denoiser is asked for in `rows`; the first control, so guidance's too."""
-
-    rows: list[int] = field(default_factory=list)
-
-    def guide(self, denoise: Denoise, state: State) -> Denoise:
-        def counted(x: Tensor, level: Level, cond: Any) -> Tensor:
-            self.rows.append(len(x))
-            return denoise(x, level, cond)
-
-        return counted
 
 
 @final
@@ -75,8 +59,7 @@ def measured(
 ) -> Found:
     """Query i is sampled from seed `seed` + i, the same in every arm; policy None: the query as it is."""
     began = time.perf_counter()
-    counted = Counted()
-    controls: list[Control] = [counted] if policy is None else [counted, way.control(policy)]
+    controls: list[Control] = [] if policy is None else [way.control(policy)]
     end = sample(
         denoiser,
         queries,
@@ -91,7 +74,7 @@ def measured(
     scores = {name: scored(reward, end.images.float(), queries).cpu() for name, reward in rewards.items()}
     drafts = [draft for written in end.state.memory.get("drafts", ()) for draft in written]
     cost = {
-        "denoiser calls": sum(counted.rows) / len(queries),
+        "denoiser calls": end.ledger.evaluations / len(queries),
         "policy tokens": sum(len(draft.tokens) for draft in drafts) / len(queries),
         "kept": sum(draft.kept is not None for draft in drafts) / max(len(drafts), 1),
         "seconds": seconds / len(queries),

@@ -27,6 +27,7 @@ TENSORS = {  # pipeline class -> what its callback lets us replace, in the order
     "StableDiffusionPipeline": ("prompt_embeds",),
     "StableDiffusionXLPipeline": ("prompt_embeds", "add_text_embeds"),
     "StableDiffusion3Pipeline": ("prompt_embeds", "pooled_prompt_embeds"),
+    "ZImagePipeline": ("prompt_embeds",),
 }
 OUT_OF_REACH = {
     "FluxPipeline": "its callback does not reach the pooled text embedding nor a prompt of another length",
@@ -55,8 +56,9 @@ def attach(
 ) -> Attached:
     """`pipe` with its prompt refined by `policy` while the image forms: call it as you call the pipeline.
 
-    `refinements`, `window` and `loop` are PromptLoop's. Reaches Stable Diffusion 1.x/2.x, XL and 3/3.5;
-    ValueError with the reason and the way round for other pipelines. The pipeline itself is not changed.
+    `refinements`, `window` and `loop` are PromptLoop's. Reaches Stable Diffusion 1.x/2.x, XL and 3/3.5,
+    and Z-Image; ValueError with the reason and the way round for other pipelines. The pipeline itself is not
+    changed.
     """
     if not isinstance(policy, Policy):
         raise ValueError(f"policy is {policy!r}; load it first: promptloop.load_policy(name)")
@@ -99,9 +101,11 @@ class Attached:
         if seeds is not None and options.get("generator") is None and options.get("latents") is None:
             options["generator"] = [torch.Generator().manual_seed(seed) for seed in chosen]
         denoiser = from_pipeline(self.pipe)
+        if options.get("max_sequence_length") is not None:
+            denoiser.read_at_most(options["max_sequence_length"])
         grid = {name: options[name] for name in GRID if options.get(name) is not None}
         levels = from_scheduler(self.pipe.scheduler, steps, **denoiser.scheduler_options | grid)
-        call = Callback(self.control, self._tensors, denoiser, options)
+        call = Callback(self.control, self._tensors, self.pipe, options)
         call.begin(Run(denoiser, check(levels), default_solver(denoiser), (self.control,)), queries, chosen)
         reached = dict.fromkeys([*call.asked, "latents", *self._tensors])
         with watched(self.pipe.scheduler, call.told):

@@ -7,6 +7,7 @@ prediction, with guidance and whatever else it combines, and the latents before 
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,7 +17,6 @@ import torch
 from torch import Tensor
 
 from promptloop.controls.prompt import PromptLoop
-from promptloop.denoisers.denoiser import Denoiser
 from promptloop.history import estimate
 from promptloop.sample import Run, State, Transition
 from promptloop.schedules import visited
@@ -29,10 +29,10 @@ class Callback:
     state: State
 
     def __init__(
-        self, control: PromptLoop, tensors: tuple[str, ...], denoiser: Denoiser, options: dict[str, Any]
+        self, control: PromptLoop, tensors: tuple[str, ...], pipe: Any, options: dict[str, Any]
     ) -> None:
         """Takes the user's own callback out of `options`."""
-        self.control, self.tensors, self.denoiser = control, tensors, denoiser
+        self.control, self.tensors = control, tensors
         from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 
         users = options.pop("callback_on_step_end", None)
@@ -41,11 +41,7 @@ class Callback:
         self.asked = asked
         if isinstance(users, PipelineCallback | MultiPipelineCallbacks):  # these say themselves
             self.asked = users.tensor_inputs
-        attention = options.get("cross_attention_kwargs") or options.get("joint_attention_kwargs") or {}
-        self.reading = {"clip_skip": options.get("clip_skip"), "lora_scale": attention.get("scale")}
-        if type(denoiser).__name__ == "SD3":
-            length = options.get("max_sequence_length", 256)
-            self.reading |= {"prompt_2": None, "prompt_3": None, "max_sequence_length": length}
+        self.reading = reading(pipe, options)
         self.output: tuple[Tensor, Tensor] | None = None
         self.timed = False
 
@@ -93,21 +89,34 @@ class Callback:
         return replace(self.state, run=run, step=step + 1, level=run.levels[step + 1], x=x,
                        transition=Transition(x, torch.tensor(0.0), clean))  # fmt: skip
 
-    def _embedded(self, pipe: Any, rows: list[int], reached: dict[str, Any]) -> dict[str, Tensor]:
+    def _embedded(self, pipe: Any, rows: list[int], reached: dict[str, Any]) -> dict[str, Any]:
         """The pipeline's text tensors with the prompts of `rows` (with guidance, in their later half)."""
         prompts = [self.state.prompts[i] for i in rows]
         texts = list(dict.fromkeys(prompts))
         read = pipe.encode_prompt(
-            prompt=texts, device=pipe._execution_device, num_images_per_prompt=1,
-            do_classifier_free_guidance=False, **self.reading,
-        )  # fmt: skip
-        result = {}
+            prompt=[*texts], device=pipe._execution_device, do_classifier_free_guidance=False, **self.reading
+        )  # a copy: Z-Image's pipeline writes into the list
+        result: dict[str, Any] = {}
         for name, text in zip(self.tensors, read[::2], strict=True):  # each is followed by its negative
-            tensor = reached[name].clone()
-            places = [len(tensor) - len(self.state) + i for i in rows]
-            tensor[places] = text.to(tensor)[[texts.index(prompt) for prompt in prompts]]
-            result[name] = tensor
+            before = reached[name]
+            made = [*before] if isinstance(before, list) else before.clone()  # Z-Image has a list of texts
+            for i, prompt in zip(rows, prompts, strict=True):
+                place = len(before) - len(self.state) + i
+                made[place] = text[texts.index(prompt)].to(before[place])
+            result[name] = made
         return result
+
+
+def reading(pipe: Any, options: dict[str, Any]) -> dict[str, Any]:
+    """What the pipeline tells its encode_prompt in a call with these options, as far as that takes it."""
+    attention = options.get("cross_attention_kwargs") or options.get("joint_attention_kwargs") or {}
+    told = {"clip_skip": options.get("clip_skip"), "lora_scale": attention.get("scale")}
+    told |= {"num_images_per_prompt": 1, "prompt_2": None, "prompt_3": None}
+    usual = inspect.signature(type(pipe).__call__).parameters
+    if "max_sequence_length" in usual:
+        told["max_sequence_length"] = options.get("max_sequence_length", usual["max_sequence_length"].default)
+    takes = inspect.signature(pipe.encode_prompt).parameters
+    return {name: value for name, value in told.items() if name in takes}
 
 
 @contextmanager

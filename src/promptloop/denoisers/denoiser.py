@@ -63,6 +63,10 @@ class Denoiser(ABC):
     def count_tokens(self, text: str) -> int:
         """Tokens of `text` as the text encoder counts them, without start and end marks."""
 
+    def read_at_most(self, length: int) -> None:
+        """From now on `text_limit` is that of a pipeline called with `max_sequence_length=length`."""
+        raise ValueError(f"{type(self).__name__} reads as many tokens as it reads; leave the length out")
+
     @property
     def scheduler(self) -> Any | None:
         """The diffusers scheduler the backbone came with, or None."""
@@ -83,9 +87,15 @@ class Denoiser(ABC):
         """Where the network lives."""
         return next(self.network.parameters()).device
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the network computes in. Its weights may be stored in less (float8, four bits)."""
+        said: torch.dtype | None = getattr(self.network, "dtype", None)  # diffusers' networks know
+        return next(self.network.parameters()).dtype if said is None else said
+
     def smaller(self, batch: int) -> list[str]:
         """What would need less memory than `batch` samples at once do now, with the present settings."""
-        dtype = str(next(self.network.parameters()).dtype).removeprefix("torch.")
+        dtype = str(self.dtype).removeprefix("torch.")
         ways = [f"max_batch (now {batch})"] if batch > 1 else []
         if dtype == "float32":
             ways.append("dtype (now float32: bfloat16 takes half)")

@@ -38,7 +38,7 @@ class FlowDenoiser(LatentDenoiser):
     def clean(self, x: Tensor, level: Level, cond: Cond) -> Tensor:
         """Clean estimate [B, C, h, w], float32, from the velocity noise - clean."""
         scale = level.alpha + level.sigma
-        dtype = next(self.network.parameters()).dtype
+        dtype = self.dtype
         fed = x / scale
         t = torch.full((len(x),), level.t, device=x.device)
         velocity = self._velocity(fed.to(dtype), t, cond)

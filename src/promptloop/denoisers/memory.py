@@ -65,8 +65,11 @@ def place(pipe: Any, device: str | torch.device, offload: Offload) -> Any:
     return pipe
 
 
-def offload_of(pipe: Any, network: Any) -> Offload:
-    """How the weights of a pipeline wait, whoever asked for it."""
+def offload_of(pipe: Any, network: Any) -> Literal[Offload, "group"]:
+    """How the weights of a pipeline wait, whoever asked for it. "group" is diffusers' group offload."""
+    hooks = [hook for part in network.modules() if (hook := getattr(part, "_diffusers_hook", None))]
+    if any(hook.get_hook("group_offloading") for hook in hooks):
+        return "group"
     if not hasattr(network, "_hf_hook"):  # accelerate's mark
         return "none"
     return "model" if getattr(pipe, "_all_hooks", None) else "sequential"
@@ -95,7 +98,7 @@ def decode_in_parts(pipe: Any, *, tiling: bool, slicing: bool) -> None:
 def ways_out(pipe: Any, network: Any, device: torch.device) -> list[str]:
     """What of a pipeline's present settings could be lowered for memory, besides batch, dtype and size."""
     ways, offload = [], offload_of(pipe, network)
-    if device.type != "cpu" and offload != "sequential":
+    if device.type != "cpu" and offload in ("none", "model"):
         further = OFFLOADS[OFFLOADS.index(offload) + 1]
         ways.append(f"what lies on {device} by offload (now {offload!r}: try {further!r})")
     for name in ("tiling", "slicing"):

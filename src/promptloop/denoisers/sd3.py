@@ -28,6 +28,9 @@ class SD3(FlowDenoiser):
         third = pipe.tokenizer_3
         self.t5_length = T5_LENGTH if third is None else min(T5_LENGTH, third.model_max_length)
 
+    def read_at_most(self, length: int) -> None:
+        self.t5_length = length
+
     def _encode(self, prompts: list[str]) -> Cond:
         """Fields "text" [B, length, width] and "pooled" [B, width]."""
         text, _, pooled, _ = self.pipe.encode_prompt(

@@ -39,7 +39,7 @@ class VPDenoiser(LatentDenoiser):
         v = alpha noise - sigma clean (Salimans and Ho 2022, appendix D) where alpha^2 + sigma^2 = 1.
         """
         scale = math.hypot(level.alpha, level.sigma)
-        dtype = next(self.network.parameters()).dtype
+        dtype = self.dtype
         fed = x / scale
         t = torch.full((len(x),), level.t, device=x.device)
         told = Cond({name: value.to(dtype) for name, value in cond.fields.items()})

@@ -11,7 +11,7 @@ from promptloop.denoisers.cond import Cond
 from promptloop.denoisers.flow import FlowDenoiser
 from promptloop.denoisers.latent import text_tokens
 
-TEXT_LENGTH = 512  # tokens the pipeline reads, the chat template's included
+TEXT_LENGTH = 512  # tokens the pipeline reads unless told otherwise, the chat template's included
 SIDE = 1024  # pixels of its images
 
 
@@ -26,12 +26,16 @@ class ZImage(FlowDenoiser):
     def __init__(self, pipe: Any, **settings: Any) -> None:
         super().__init__(pipe, pipe.transformer, **settings)
         self.template_length = text_tokens(pipe.tokenizer, self._asked(""))
+        self.text_length = TEXT_LENGTH
+
+    def read_at_most(self, length: int) -> None:
+        self.text_length = length
 
     def _encode(self, prompts: list[str]) -> Cond:
         """Fields "text" [B, length, width] and "mask" [B, length], as long as the longest prompt."""
         texts, _ = self.pipe.encode_prompt(
-            prompts, device=self.device, do_classifier_free_guidance=False, max_sequence_length=TEXT_LENGTH
-        )
+            prompts, device=self.device, do_classifier_free_guidance=False,
+            max_sequence_length=self.text_length)  # fmt: skip
         mask = [torch.ones(len(text), dtype=torch.long, device=text.device) for text in texts]
         pad = torch.nn.utils.rnn.pad_sequence
         return Cond({"text": pad([*texts], batch_first=True), "mask": pad(mask, batch_first=True)})
@@ -53,7 +57,7 @@ class ZImage(FlowDenoiser):
     @property
     def text_limit(self) -> int:
         """Tokens of a prompt that are read beside the chat template."""
-        return TEXT_LENGTH - self.template_length
+        return self.text_length - self.template_length
 
     def count_tokens(self, text: str) -> int:
         """Tokens that `text` adds to the chat template."""

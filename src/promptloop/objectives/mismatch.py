@@ -50,7 +50,7 @@ class Mismatch:
         (sum w)^2 / (n sum w^2) of the weights before truncation, 1 where the two agree; "truncated" the
         share of weights that the cap cut. ValueError where the mean is over the limit.
         """
-        told = torch.cat([row.double().cpu() for row in rows]) if rows else torch.zeros(0)
+        told = torch.cat([row.cpu().double() for row in rows]) if rows else torch.zeros(0)
         if not len(told):
             return {"mismatch/mean": 0.0, "mismatch/max": 0.0, "mismatch/effective": 1.0,
                     "mismatch/truncated": 0.0}  # fmt: skip

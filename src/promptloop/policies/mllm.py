@@ -5,7 +5,6 @@ How the message is worded and how an answer is read is in `message.py`; how toke
 
 from __future__ import annotations
 
-import copy
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,18 +14,16 @@ from typing import Any, final
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoModelForImageTextToText, GenerationConfig
-from transformers.utils import GENERATION_CONFIG_NAME
+from transformers import AutoModelForImageTextToText
 
 from promptloop.names import HUB_ID
+from promptloop.policies import saved
 from promptloop.policies.contract import LIKELIEST, Draft, Policy, Request
 from promptloop.policies.decoding import Inputs, Sampling, decode, positions, prefill, shared
 from promptloop.policies.message import messages, read
 from promptloop.policies.pictures import by_picture, identity, picture
 from promptloop.policies.processor import load_processor
-from promptloop.policies.quantize import Quantize, quantized
-
-IMAGE_SIZE = "image_size"  # in the generation_config that `save` writes
+from promptloop.policies.quantize import Quantize
 
 
 @final
@@ -39,6 +36,7 @@ class Mllm(Policy):
     `temperature=0` takes the likeliest token, with log-probs at temperature 1. An answer that has not ended
     after `max_new_tokens` is refused as overlong. `reuse` reads shared parts of the prompts once. With
     `fixed_length` every draft has `max_new_tokens` tokens, the last an end token: for comparable timings.
+    `quantize` says how the weights are kept, for `save`.
     """
 
     network: Any
@@ -48,6 +46,7 @@ class Mllm(Policy):
     image_size: int | None = None
     reuse: bool = True
     fixed_length: bool = False
+    quantize: Quantize = "none"
 
     def __post_init__(self) -> None:
         if self.temperature < 0:
@@ -67,53 +66,47 @@ class Mllm(Policy):
         temperature: float = 1.0,
         max_new_tokens: int | None = None,
         image_size: int | None = None,
-        quantize: Quantize = "none",
+        quantize: Quantize | None = None,
     ) -> Mllm:
         """From a folder or a hub id. Only safetensors are read.
 
         `lora` is a PEFT folder, whose weights alone stay trainable. `max_new_tokens` None: what the LoRA was
         trained with, else what the model's generation_config says, else 48. `image_size` None: what it was
         trained with, else the estimates as they are decoded. `quantize` "4bit" keeps the weights in four bits
-        (`quantize.py`); what is trained beside them is a LoRA.
+        (`quantize.py`), beside which a LoRA is trained; None: as the LoRA was trained, else whole.
         ValueError where there is no such folder and the name can be no hub id.
         """
         if not Path(path_or_id).is_dir() and not HUB_ID.fullmatch(str(path_or_id)):
             raise ValueError(f"{path_or_id} does not exist; give a folder or a hub id (owner/name)")
+        said = None if lora is None else saved.of_lora(lora)
+        kept, how = saved.as_trained(quantize, said, dtype, device)
         network: Any = AutoModelForImageTextToText.from_pretrained(
-            str(path_or_id), dtype=dtype, use_safetensors=True, **quantized(quantize, dtype, device)
+            str(path_or_id), dtype=dtype, use_safetensors=True, **how
         )
-        network.requires_grad_(quantize == "none")
-        says = network.generation_config
-        limit = says.max_new_tokens
+        network.requires_grad_(kept == "none")
+        says = said or network.generation_config
+        limit = says.max_new_tokens or network.generation_config.max_new_tokens
         if lora is not None:
             from peft import PeftModel
 
-            if not (Path(lora) / "adapter_model.safetensors").is_file():
-                raise ValueError(f"{lora} has no adapter_model.safetensors; other formats are not read")
             network = PeftModel.from_pretrained(network, str(lora), is_trainable=True)
-            if (Path(lora) / GENERATION_CONFIG_NAME).is_file():
-                says = GenerationConfig.from_pretrained(str(lora))
-                limit = says.max_new_tokens or limit
         processor = load_processor(str(path_or_id))
         limit = max_new_tokens if max_new_tokens is not None else limit or 48
-        image_size = image_size or says.to_dict().get(IMAGE_SIZE)
-        network = network if quantize == "4bit" else network.to(device)  # it is there already
-        return Mllm(network.eval(), processor, temperature, limit, image_size)
+        image_size = image_size or says.to_dict().get(saved.IMAGE_SIZE)
+        network = network if kept == "4bit" else network.to(device)  # it is there already
+        return Mllm(network.eval(), processor, temperature, limit, image_size, quantize=kept)
 
     def save(self, folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
         """Its weights (or these in their place) as safetensors, a LoRA alone, or all with the processor, and
         how long its drafts may be and how large its pictures.
         """
         whole = not hasattr(self.network, "peft_config")
-        how = (
-            {} if whole else {"save_embedding_layers": False}
-        )  # else peft asks the hub for the base's config
+        # else peft asks the hub for the base's config
+        how = {} if whole else {"save_embedding_layers": False}
         self.network.save_pretrained(folder, state_dict=None if weights is None else dict(weights), **how)
         (folder / "README.md").unlink(missing_ok=True)  # peft's empty template; the run has a card
-        says = copy.deepcopy(self.network.generation_config)
-        says.max_new_tokens = self.max_new_tokens
-        setattr(says, IMAGE_SIZE, self.image_size) if self.image_size else None
-        says.save_pretrained(folder)
+        says = self.network.generation_config
+        saved.write(folder, says, self.max_new_tokens, self.image_size, self.quantize)
         if whole:
             self.processor.save_pretrained(folder)
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from promptloop.denoisers import memory
 from promptloop.objectives.contract import Batch
 from promptloop.objectives.prompts import PromptGRPO
 from promptloop.parameters import fully, has_reference, saving_memory, with_lora
@@ -78,7 +79,7 @@ def grpo(
     processes = processes.dividing(policy.network) if settings.shard else processes
     sheets = sheets_of(settings, run, processes)
     hooks: list[After] = [watch, base_of(settings, objective, processes), sheets, tell]
-    with served_rollouts.serving(objective):
+    with served_rollouts.serving(objective), memory.told("the policy is trained", lambda: lowered(settings)):
         done = train(objective, policy.network, settings.training(), run, processes=processes, save=save,
                      after=hooks, last_good=last_good, stop_at=stop_at)  # fmt: skip
     weights = processes.weights()
@@ -90,6 +91,16 @@ def grpo(
             say(f"uploaded: {push(run, run / runs.POLICY, settings.push_to_hub)}")
     processes.wait()
     return {"updates": done, "role": "policy", "settings": asdict(settings), "lines": runs.lines(run)}
+
+
+def lowered(settings: Grpo) -> list[str]:
+    """What of the settings would leave the policy's training more memory."""
+    ways = [f"micro_batch (now {settings.micro_batch})", f"image_size (now {settings.image_size})"]
+    if not settings.gradient_checkpointing:
+        ways.append("what the backward pass needs by gradient_checkpointing (now off)")
+    if settings.offload not in ("denoiser", "both"):
+        ways.append(f"what lies there by offload (now {settings.offload!r}: try 'both')")
+    return ways
 
 
 def sheets_of(settings: Grpo, run: Path, processes: Processes) -> After:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -51,10 +52,14 @@ class Part:
 
 
 def device_named(name: str) -> torch.device:
-    """ "auto" is CUDA or MPS where there is one, else the CPU. ValueError for a device that is not here."""
+    """ "auto" is CUDA or MPS where there is one, else the CPU; of several processes each takes its own CUDA
+    device. ValueError for a device that is not here.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
+        if name == "cuda" and "LOCAL_RANK" in os.environ:  # else all begin on the first one
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         torch.zeros(1, device=name)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device {name!r} cannot be used here: {str(error).splitlines()[0]}") from error

@@ -18,7 +18,8 @@ LEARNED = {  # NAME:FOLDER_OR_ID -> "module:class" with load(FOLDER_OR_ID or Non
     "imagereward": "promptloop.rewards.imagereward:ImageReward",
     "judge": "promptloop.rewards.judge:Judge",
 }
-TERM = re.compile(r"(?:([-+]?\d*\.?\d+)\s*\*\s*)?(.+)")  # WEIGHT*NAME, or NAME
+NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
+TERM = re.compile(rf"(?:({NUMBER})\s*\*\s*)?([^*]+)")  # WEIGHT*NAME, or NAME
 
 
 def reward_named(name: str, device: str | torch.device = "cpu") -> Any:
@@ -57,10 +58,12 @@ def weighted(said: str, device: str | torch.device) -> Weighted:
     """The sum that is written out: its terms are named by what stands before the colon, where that is enough
     to tell them apart.
     """
-    found = [TERM.fullmatch(part.strip()) for part in said.split(" + ")]
-    terms = [(float(match[1] or 1), match[2].strip()) for match in found if match]
-    if len(terms) < len(found):
-        raise ValueError(f"reward {said!r} has an empty term; write it as 0.25*imagereward:DIR + 1*judge:DIR")
+    parts = [part.strip() for part in said.split(" + ")]
+    terms = [(float(match[1] or 1), match[2].strip()) for part in parts if (match := TERM.fullmatch(part))]
+    if len(terms) < len(parts):
+        wrong = next(part for part in parts if not TERM.fullmatch(part))
+        raise ValueError(f"reward {said!r} has the term {wrong!r}, which is not WEIGHT*NAME; write a sum as "
+                         "0.25*imagereward:DIR + -1*judge:DIR")  # fmt: skip
     short = [name.partition(":")[0] if name.partition(":")[0] in LEARNED else name for _, name in terms]
     names = short if len(set(short)) == len(terms) else [name for _, name in terms]
     if len(set(names)) < len(terms):

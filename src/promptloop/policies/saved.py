@@ -1,0 +1,54 @@
+"""What a saved policy says of itself beside its weights, in the generation_config of its folder."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import GenerationConfig
+from transformers.utils import GENERATION_CONFIG_NAME
+
+from promptloop.policies.quantize import Quantize, quantized
+
+IMAGE_SIZE, QUANTIZE = "image_size", "quantize"  # our names in it
+
+
+def of_lora(folder: str | Path) -> GenerationConfig | None:
+    """What is said of the LoRA in a folder; None where nothing is. ValueError for a folder without LoRA."""
+    if not (Path(folder) / "adapter_model.safetensors").is_file():
+        raise ValueError(f"{folder} has no adapter_model.safetensors; other formats are not read")
+    there = (Path(folder) / GENERATION_CONFIG_NAME).is_file()
+    return GenerationConfig.from_pretrained(str(folder)) if there else None
+
+
+def as_trained(
+    quantize: Quantize | None,
+    said: GenerationConfig | None,
+    dtype: torch.dtype,
+    device: str | torch.device,
+) -> tuple[Quantize, dict[str, Any]]:
+    """How the weights are kept, as asked or (None) as those that the LoRA was trained over, and what
+    `from_pretrained` is told for it.
+    """
+    if quantize is not None or said is None:
+        return quantize or "none", quantized(quantize or "none", dtype, device)
+    kept: Quantize = said.to_dict().get(QUANTIZE) or "none"
+    try:
+        return kept, quantized(kept, dtype, device)
+    except ValueError as error:
+        raise ValueError(f"the LoRA was trained over weights in four bits: {error} (or take the whole ones: "
+                         "load_policy(..., quantize='none'))") from error  # fmt: skip
+
+
+def write(
+    folder: Path, says: GenerationConfig, length: int, image_size: int | None, quantize: Quantize
+) -> None:
+    """How long the drafts may be, how large the pictures, and how the weights are kept, beside `says`."""
+    says = copy.deepcopy(says)
+    says.max_new_tokens = length
+    for name, value in {IMAGE_SIZE: image_size, QUANTIZE: None if quantize == "none" else quantize}.items():
+        if value is not None:
+            setattr(says, name, value)
+    says.save_pretrained(folder)
