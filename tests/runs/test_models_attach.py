@@ -87,7 +87,7 @@ def test_the_page_has_an_example_for_each_family() -> None:
         assert (name in TENSORS) != (name in OUT_OF_REACH), name
         assert f"{name}.from_pretrained(" in section if name in TENSORS else name in section, name
     assert {name for name, _ in IN_OUR_LOOP} == {*FAMILIES} & {*OUT_OF_REACH}
-    for block in EXAMPLES:  # as it is wanted at full size: not a model of 3 billion numbers in float32 on the CPU
+    for block in EXAMPLES:  # at full size nobody wants them in float32 on the CPU
         assert block.count("dtype=torch.bfloat16") == block.count('"cuda"') == 2 and POLICY in block
 
 
