@@ -21,7 +21,7 @@ FAMILIES: dict[str, tuple[Callable[[], Any], dict[str, str]]] = {  # and the tex
     "sdxl": (tiny.sdxl, {"text_encoder": "lora_te1", "text_encoder_2": "lora_te2"}),
 }
 RANK, ALPHA, WEIGHT = 2, 6, 0.7
-TARGETS = {**tiny_loras.TARGETS, "text": ["q_proj", "v_proj"]}
+TARGETS = {**tiny_loras.TARGETS, "text": ["q_proj", "v_proj", "out_proj", "fc1"]}
 
 
 def written(pipe: Any, encoders: dict[str, str], file: Path) -> dict[str, dict[str, Any]]:
@@ -32,7 +32,8 @@ def written(pipe: Any, encoders: dict[str, str], file: Path) -> dict[str, dict[s
         held[part], _ = tiny_loras.layers(pipe.components[part], targets, seed, RANK, ALPHA)
         for key, value in held[part].items():
             layer, _, side = key.removesuffix(".weight").rpartition(".lora_")
-            name = f"{prefix}_{layer.replace('.', '_')}"
+            old = layer if part == "unet" else f"text_model.{layer.removeprefix('text_model.')}"
+            name = f"{prefix}_{old.replace('.', '_')}"  # transformers named them so when these files were made
             flat[f"{name}.lora_{'down' if side == 'A' else 'up'}.weight"] = value
             flat[f"{name}.alpha"] = torch.tensor(float(ALPHA))
     save_file(flat, file)
