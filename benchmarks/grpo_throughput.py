@@ -67,7 +67,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    settings = mini()
+    settings = mini(refinements=5)
     ours = objective_of(settings, reward_named(settings.reward), torch.device("cpu"), Processes())
     sides = {"ours": ours, "naive": naive(ours, args.naive_queries)}
     found: dict[str, list[dict[str, float]]] = {name: [] for name in sides}

@@ -80,6 +80,12 @@ Offload = Annotated[
     str, typer.Option(help="none; model or sequential: weights wait in main memory (slower, for small GPUs).")
 ]
 Tiling = Annotated[bool, typer.Option("--vae-tiling", help="Decode in overlapping tiles.")]
+Told = Annotated[
+    float | None,
+    typer.Option(
+        metavar="SCALE", help="What FLUX.1-dev is told, guidance distilled into it.  [default: 3.5]"
+    ),
+]
 Slicing = Annotated[bool, typer.Option("--vae-slicing", help="Decode one image at a time.")]
 MaxBatch = Annotated[int, typer.Option(metavar="N", help="Samples that run together.")]
 
@@ -111,6 +117,7 @@ def generate(
     offload: Offload = "none",
     vae_tiling: Tiling = False,
     vae_slicing: Slicing = False,
+    embedded_guidance: Told = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Make images of QUERY and show how each came about."""

@@ -99,7 +99,7 @@ ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "ad
 
 def lora_on(denoiser: Any, settings: LoRA, *, seed: int) -> None:
     """Gives the denoiser's network a fresh LoRA on its attention layers, which alone is trained."""
-    from peft import LoraConfig
+    from peft import LoraConfig, inject_adapter_in_model
 
     named = ATTENTION if settings.targets in (LANGUAGE, "all-linear") else settings.found_in(denoiser.network)
     wanted = named if isinstance(named, str) else list(named)
@@ -107,7 +107,10 @@ def lora_on(denoiser: Any, settings: LoRA, *, seed: int) -> None:
     denoiser.network.requires_grad_(False)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        denoiser.network.add_adapter(config)
+        if hasattr(denoiser.network, "add_adapter"):
+            denoiser.network.add_adapter(config)
+        else:  # PixArt's
+            inject_adapter_in_model(config, denoiser.network)
 
 
 def save_lora(denoiser: Any, folder: Path, *, base: str) -> None:

@@ -57,7 +57,8 @@ class OnceSeen(Fixed):
 def test_a_closed_loop_in_a_batch_is_each_sample_alone(denoiser: Any) -> None:
     """Another prompt, of another length, from step 2 on; at every step the estimate of a row alone.
 
-    Fails if padding is read, the pooled text or the mask stays behind, or rows change places under CFG.
+    Fails if padding as long as the batch's longest prompt is read (Z-Image, Qwen-Image; PixArt's length is
+    fixed, so its mask is test_pipelines.py's to miss), pooled text stays behind, or rows change places.
     """
     states: list[State] = []
     controls = [PromptLoop(OnceSeen(), refinements=2, window=(0.4, 1.0)), CFG(3.0, "blurry")]
@@ -147,6 +148,32 @@ def test_flux_dev_is_told_its_guidance() -> None:
     x, cond, level = usually.noise([1]), usually.embed(["a star"]), usually.levels(4)[1]
     estimates = [d.clean(x, level, cond) for d in (usually, strongly, from_pipeline(pipe, size=64))]
     assert torch.equal(estimates[0], estimates[2]) and not torch.allclose(*estimates[:2], atol=1e-3)
+
+
+def test_flux_is_told_on_the_command_line(tmp_path: Path, command: Callable[..., Any]) -> None:
+    """Once told otherwise, once not: other images, a trace that replays; schnell refuses it in a sentence.
+
+    Fails if the option does not reach the denoiser, or is lost from the trace.
+    """
+    dev, schnell = (tiny.saved(tiny_more.flux(d), tmp_path / f"dev-{d}") for d in (True, False))
+    common = ["generate", "a star", "-n", "1", "--policy", "none", "--steps", "2", "--size", "64"]
+    for name, told in (("usual", []), ("strong", ["--embedded-guidance", "7"])):
+        out = ["--out", str(tmp_path / name)]
+        code, _, err = command(*common, *out, "--backbone", str(dev), *told)
+        assert code == 0, err
+    traces = [json.loads((tmp_path / name / "trace.json").read_text()) for name in ("usual", "strong")]
+    assert [trace["job"]["embedded_guidance"] for trace in traces] == [None, 7.0]
+    assert len({trace["samples"][0]["image"]["sha256"] for trace in traces}) == 2
+    code, said, _ = command("replay", str(tmp_path / "strong"))
+    assert code == 0 and "the same: 1 images" in said
+    refused = [*common, "--out", str(tmp_path / "no"), "--embedded-guidance"]
+    for backbone, scale, why in (
+        (schnell, "7", "FluxPipeline is not distilled on a guidance scale; use the control CFG(scale), on"),
+        ("promptloop.denoisers:Denoiser", "7", "made by Python; set it there"),
+        (dev, "-1", "embedded_guidance is -1.0; it must be a finite number from 0"),
+    ):
+        code, _, err = command(*refused, scale, "--backbone", str(backbone))
+        assert code == 2 and why in err and err.count("\n") == 1, err
 
 
 @pytest.mark.parametrize("builder", [tiny.sd, lambda: tiny_more.flux(False), tiny_more.qwen_image])

@@ -8,13 +8,14 @@ import pytest
 import tiny_vlm
 import torch
 from stand_in_vllm import KNOWN, Engine, stand_in
+from tiny_server import say, serving, status
 
 from promptloop.objectives.mismatch import Mismatch, gaps
 from promptloop.objectives.policy_gradient import Surrogate, policy_gradient
 from promptloop.parameters import LoRA, with_lora
 from promptloop.policies import Draft, Mllm, Request
 from promptloop.policies.contract import LIKELIEST
-from promptloop.policies.served import Served, VllmServer, signed
+from promptloop.policies.served import Served, signed, vllm
 
 SEEDS = [3, 2**63 + 5, LIKELIEST, 7]
 FAMILIES = ["idefics3", "qwen2_5_vl", "llava"]
@@ -50,7 +51,7 @@ def requests() -> list[Request]:
 @pytest.fixture
 def server(policy: Mllm, folders: dict[str, Path], tmp_path: Path) -> Iterator[tuple[Served, Engine]]:
     with stand_in(folders["idefics3"]) as (url, engine):
-        yield Served(policy, VllmServer(url, tries=2), tmp_path / "loras"), engine
+        yield Served(policy, vllm(url, retries=1, backoff=0.01), tmp_path / "loras"), engine
 
 
 def log_prob_of(policy: Mllm, drafts: list[Draft]) -> list[torch.Tensor]:
@@ -68,7 +69,7 @@ def test_an_exact_server_draws_the_policys_own_drafts(
     policy = Mllm.load(folders[family], max_new_tokens=8, temperature=0.8)
     policy = moved(with_lora(policy, LoRA(4, 8), seed=0))
     with stand_in(folders[family]) as (url, _):
-        served = Served(policy, VllmServer(url), tmp_path)
+        served = Served(policy, vllm(url), tmp_path)
         served.follow()
         theirs, ours = served.write(requests(), SEEDS), policy.write(requests(), SEEDS)
     for a, b in zip(theirs, ours, strict=True):
@@ -114,7 +115,7 @@ def test_another_engine_is_measured_corrected_and_refused(folders: dict[str, Pat
     """A server whose logits are 3% larger. Fails when the gap's sign is turned, or padding is counted."""
     policy = moved(with_lora(Mllm.load(folders["idefics3"], max_new_tokens=8), LoRA(4, 8), seed=0))
     with stand_in(folders["idefics3"], scale=1.03) as (url, _):
-        served = Served(policy, VllmServer(url), tmp_path)
+        served = Served(policy, vllm(url), tmp_path)
         served.follow()
         drafts = served.write([requests()[1]] * 30, range(30))
     rows = log_prob_of(policy, drafts)
@@ -136,7 +137,7 @@ def test_log_probs_before_temperature_are_refused(folders: dict[str, Path], tmp_
     policy = Mllm.load(folders["idefics3"], max_new_tokens=8, temperature=0.5)
     policy = with_lora(policy, LoRA(4, 8), seed=0)
     with stand_in(folders["idefics3"], raw=True) as (url, _):
-        served = Served(policy, VllmServer(url), tmp_path)
+        served = Served(policy, vllm(url), tmp_path)
         served.follow()
         rows = log_prob_of(policy, served.write(requests()[:2], [1, 2]))
     with pytest.raises(ValueError, match="nothing is trained on them"):
@@ -176,10 +177,10 @@ def test_what_a_server_gets_wrong_is_said(server: tuple[Served, Engine], policy:
     engine.failures = [503]
     assert served.write(requests()[:1], [0])  # asked again
     engine.failures = [400]
-    with pytest.raises(ConnectionError, match="400 .*told to fail"):
+    with pytest.raises(ValueError, match="400 .*told to fail"):
         served.write(requests()[:1], [0])
     engine.loras = False
-    with pytest.raises(ConnectionError, match="--enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING"):
+    with pytest.raises(ValueError, match="--enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING"):
         served.follow()
     said = Engine.said
     wrongs = {
@@ -196,16 +197,33 @@ def test_what_a_server_gets_wrong_is_said(server: tuple[Served, Engine], policy:
             served.write(requests()[:1], [0])
 
 
+def test_a_redirect_does_not_take_the_key_elsewhere(
+    policy: Mllm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The key goes to the address that was given. Fails with a client that follows redirects, or if
+    key_variable is not vLLM's.
+    """
+    monkeypatch.setenv("VLLM_API_KEY", "secret-1")
+    with serving(say("never asked")) as elsewhere:
+        with serving(status(302, Location=f"{elsewhere.url}/load_lora_adapter")) as server:
+            with pytest.raises(ValueError, match="status 302 .*give the address that it redirects to"):
+                Served(policy, vllm(server.url), tmp_path).follow()
+            assert [row[1].get("Authorization") for row in server.seen] == ["Bearer secret-1"]
+        assert not elsewhere.seen
+
+
 def test_bad_settings_are_errors(policy: Mllm, folders: dict[str, Path], tmp_path: Path) -> None:
     for url in ("127.0.0.1:8000/v1", "http://127.0.0.1:8000", "ftp://x/v1"):
         with pytest.raises(ValueError, match="give one like http"):
-            VllmServer(url)
-    with pytest.raises(ValueError, match="tries 0"):
-        VllmServer("http://127.0.0.1:8000/v1", tries=0)
+            vllm(url)
+    with pytest.raises(ValueError, match="retries is -1"):
+        vllm("http://127.0.0.1:8000/v1", retries=-1)
+    with pytest.raises(ValueError, match="concurrency is 0"):
+        Served(policy, vllm("http://127.0.0.1:1/v1"), tmp_path, concurrency=0)
     with pytest.raises(ValueError, match="this one has none"):
-        Served(Mllm.load(folders["idefics3"]), VllmServer("http://127.0.0.1:1/v1"), tmp_path)
-    with pytest.raises(ConnectionError, match="gave no answer"):
-        Served(policy, VllmServer("http://127.0.0.1:1/v1", tries=1), tmp_path).follow()
+        Served(Mllm.load(folders["idefics3"]), vllm("http://127.0.0.1:1/v1"), tmp_path)
+    with pytest.raises(ConnectionError, match="no usable answer in 1 try"):
+        Served(policy, vllm("http://127.0.0.1:1/v1", retries=0), tmp_path).follow()
     with pytest.raises(ValueError, match="mismatch_cap is 0.5"):
         Mismatch(cap=0.5)
     with pytest.raises(ValueError, match="mismatch_limit is 0"):

@@ -14,10 +14,14 @@ import tiny
 import tiny_imagereward
 import tiny_more
 import tiny_vlm
+import torch
 from diffusers import EulerAncestralDiscreteScheduler
+from tiny_reward import brightness
 from tiny_training import learned, numbers, result
 
+from promptloop.processes import Processes
 from promptloop.recipes import real, runs
+from promptloop.recipes.grpo import objective_of
 from promptloop.recipes.real import COMMON
 from promptloop.recipes.settings import Grpo
 from promptloop.recipes.training import RECIPES, listed, recipe_named, settings_given
@@ -93,6 +97,24 @@ def test_a_recipe_runs_end_to_end(
         for line in lines:
             told = 0.25 * line["reward/imagereward"] + line["reward/judge"]
             assert line["reward"] == pytest.approx(told, abs=2e-6)
+
+
+def test_what_flux_is_told_reaches_training(there: Path, tmp_path: Path) -> None:
+    """Fails when the setting is not handed to the backbone, or one without the input takes it in silence."""
+    dev, other = (str(tiny.saved(build(), tmp_path / name)) for name, build in (
+        ("flux", tiny_more.flux), ("sd", tiny.sd)))  # fmt: skip
+
+    def told(backbone: str, scale: str) -> Any:
+        given = {"backbone": backbone, "policy": str(there / "policy"), "prompts": "embedded"}
+        settings = runs.settings_from(real.flux_imagereward, {**given, "embedded_guidance": scale})
+        denoiser: Any = objective_of(settings, brightness, torch.device("cpu"), Processes()).denoiser
+        return denoiser.embedded_guidance
+
+    assert (told(dev, "7"), told(dev, "none")) == (7.0, 3.5)
+    with pytest.raises(ValueError, match=r"embedded_guidance is 7\.0, but this StableDiffusionPipeline"):
+        told(other, "7")
+    with pytest.raises(ValueError, match=r"embedded_guidance is -1\.0; it must be a finite number"):
+        real.flux_imagereward(embedded_guidance=-1.0)
 
 
 def test_the_commands_of_the_docs(

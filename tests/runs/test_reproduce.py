@@ -1,6 +1,7 @@
 """`promptloop reproduce`: what it refuses, and that its tables come from its files."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -66,3 +67,15 @@ def test_tables_are_made_from_the_files(command: Callable[..., Any], tmp_path: P
     assert CLAIMS["C1"].title in out
     assert "| 0.500 (0.500 to 0.500) | 0.500 (0.500 to 0.500) |" in out
     assert (tmp_path / "tables.md").read_text().strip() == out.strip()
+
+
+def test_the_committed_rows_make_the_committed_tables(command: Callable[..., Any], tmp_path: Path) -> None:
+    """What docs/results holds is taken as measured, and results.md is what is printed from it.
+
+    Fails when a setting is added that the rows do not know of, weights are replaced, or results.md is edited.
+    """
+    docs = Path(__file__).parents[2] / "docs"
+    shutil.copytree(docs / "results", tmp_path / "rows")
+    code, out, err = command("reproduce", "--out", str(tmp_path))
+    assert code == 0, err
+    assert out.strip() == (docs / "results.md").read_text().split("\n---\n", 1)[1].strip()

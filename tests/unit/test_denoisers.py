@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import tiny
+import tiny_more
 import torch
 from diffusers import DDPMPipeline
 from safetensors.torch import save_file
@@ -272,7 +273,7 @@ def test_a_cut_prompt_is_named_and_the_libraries_are_quiet(
         denoiser.embed(["a"])
 
 
-@pytest.mark.parametrize("family", [tiny.sd, tiny.sd3])
+@pytest.mark.parametrize("family", [tiny.sd, tiny.sd3, tiny_more.pixart])
 def test_a_trained_lora_comes_back(family: Any, tmp_path: Path) -> None:
     """Loaded again, the network answers the same; off, it is the base. Fails if alpha or a layer is lost."""
     folder = tiny.saved(family(), tmp_path / "base")

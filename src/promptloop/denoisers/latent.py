@@ -45,7 +45,7 @@ class LatentDenoiser(Denoiser):
         if embedded_guidance is not None and not told:
             raise ValueError(
                 f"embedded_guidance is {embedded_guidance}, but this {type(pipe).__name__} is not distilled "
-                "on a guidance scale; use the control CFG(scale)"
+                "on a guidance scale; use the control CFG(scale), on the command line --guidance"
             )
         scale = self.usual_guidance if embedded_guidance is None else embedded_guidance
         self.embedded_guidance = scale if told else None

@@ -127,7 +127,13 @@ def _add(pipe: Any, source: LoraSource, file: Path) -> None:
                 network = pipe.components.get("unet") or pipe.components["transformer"]
                 held = {key.removeprefix(LORA_PREFIX): value for key, value in load_file(file).items()}
                 metadata = json.loads(settings.read_text(encoding="utf-8"))
-                network.load_lora_adapter(held, prefix=None, metadata=metadata, adapter_name=source.name)
+                if hasattr(network, "load_lora_adapter"):
+                    network.load_lora_adapter(held, prefix=None, metadata=metadata, adapter_name=source.name)
+                else:  # PixArt's
+                    _by_peft(network, held, settings.parent, source.name)
+            elif not hasattr(pipe, "load_lora_weights"):
+                raise ValueError("diffusers reads no LoRA for this family; give one in peft's layout, a "
+                                 f"folder with {LORA_CONFIG}")  # fmt: skip
             else:
                 where = {"weight_name": file.name, "use_safetensors": True}
                 held = pipe.lora_state_dict(str(file.parent), **where)
@@ -138,6 +144,14 @@ def _add(pipe: Any, source: LoraSource, file: Path) -> None:
         why = "its text encoder has other sizes" if "ignore_mismatched_sizes" in why else why
         raise ValueError(f"lora {source.path} does not fit {kind}: {why}") from error
     _whole(pipe, source, held, [*load_file(file)])
+
+
+def _by_peft(network: Any, held: Mapping[str, Any], folder: Path, name: str) -> None:
+    """What `load_lora_adapter` does, for a network whose class diffusers gives no loader of LoRAs."""
+    from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
+
+    inject_adapter_in_model(LoraConfig.from_pretrained(str(folder)), network, adapter_name=name)
+    set_peft_model_state_dict(network, held, adapter_name=name)
 
 
 def _whole(pipe: Any, source: LoraSource, held: Mapping[str, Any], raw: Sequence[str]) -> None:

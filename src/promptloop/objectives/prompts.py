@@ -53,8 +53,9 @@ class PromptGRPO(Objective):
     the policy before training, whose KL is told even where the surrogate gives it no weight (it needs a LoRA
     for that). `refusal_cost` times the share of an episode's drafts that were refused (empty, overlong,
     unparsable) is taken off its reward: a refused draft leaves the prompt as it is, so without a cost writing
-    too much becomes a dear way of writing nothing. With `first`, which is not trained, the first prompt of
-    every trajectory is its own (`First`); the geometry must say so. In the first `first_alone` updates only
+    too much becomes a dear way of writing nothing. So is `length_cost` times `misfits` of `draft_words`.
+    With `first`, which is not trained, the first prompt of every trajectory is its own (`First`); the
+    geometry must say so. In the first `first_alone` updates only
     the first prompt of an episode is written: one draft is easier to credit than five, and what is
     learned of it serves the others. `micro_batch` drafts are scored together. With `recompute` (several
     optimiser steps on one batch) the old log-probs are computed once more in the geometry of training;
@@ -77,6 +78,8 @@ class PromptGRPO(Objective):
     kl_to: Literal["old", "reference"] = "reference"
     first: Policy | None = None
     refusal_cost: float = 0.0
+    length_cost: float = 0.0
+    draft_words: tuple[int, int] = (16, 76)
     first_alone: int = 0
     micro_batch: int = 64
     recompute: bool = False
@@ -87,8 +90,11 @@ class PromptGRPO(Objective):
     turns: Turns = field(default_factory=Turns)
 
     def __post_init__(self) -> None:
-        if self.refusal_cost < 0:
-            raise ValueError(f"refusal_cost is {self.refusal_cost}; it must be at least 0")
+        for name in ("refusal_cost", "length_cost"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be a finite number from 0")
+        if not 1 <= self.draft_words[0] <= self.draft_words[1]:
+            raise ValueError(f"draft_words is {self.draft_words}; give the fewest and most words, from 1")
         if self.first_alone < 0:
             raise ValueError(f"first_alone is {self.first_alone}; give a number of updates from 0")
         if self.micro_batch < 1:
@@ -148,7 +154,8 @@ class PromptGRPO(Objective):
         if self.served is not None:
             self.served.follow()
         made = self._episodes(self.writer, asked, geometry, seed=self.seed + update, first=first)
-        rewards = made.rewards - self.refusal_cost * refusals(made)
+        wrong = misfits(made, self.draft_words)
+        rewards = made.rewards - self.refusal_cost * refusals(made) - self.length_cost * wrong
         advantages, telling = group_advantages(
             rewards,
             self.geometry.group,
@@ -181,6 +188,7 @@ class PromptGRPO(Objective):
                 parts.append(part)
         seconds = {**made.seconds, **watch.seconds}
         metrics = described(made, telling, self.geometry.group)
+        metrics |= {"misfits": float(wrong.mean())} if self.length_cost else {}
         metrics |= {} if self.served is None else self.mismatch.measured(off)
         return Batch(tuple(parts), metrics | {"queries_cut": self._cut(asked)}, seconds, made)
 
@@ -256,6 +264,23 @@ def padded(rows: Sequence[Tensor], mask: Tensor) -> Tensor:
 def refusals(made: Rollout) -> Tensor:
     """The share of each episode's drafts that were refused, [E]."""
     return torch.tensor([sum(d.refused for d in written) / len(written) for written in made.drafts])
+
+
+def misfits(made: Rollout, words: tuple[int, int]) -> Tensor:
+    """The share of each episode's drafts of fewer or more words than `words` (fewest, most), [E].
+
+    A refused draft counts half: RePrompt's length term (arXiv 2505.17540) is 1 for 16 to 76 words, -1 for
+    others and 0 without an answer, and its format term 1 or -1. So a length cost of 2 beside a refusal cost
+    of 2 is RePrompt up to a constant, which changes no advantage. Its paper tells of one draft; with several
+    we take the mean. Words are counted in the prompt that is in force after the draft, whatever the answer
+    said: a draft that keeps a short prompt is short.
+    """
+    least, most = words
+
+    def wrong(draft: Draft) -> float:
+        return 0.5 if draft.refused else float(not least <= len(draft.text.split()) <= most)
+
+    return torch.tensor([sum(map(wrong, written)) / len(written) for written in made.drafts])
 
 
 def described(made: Rollout, telling: Tensor, group: int) -> dict[str, float]:

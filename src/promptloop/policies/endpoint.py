@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any, final
 
@@ -16,7 +15,7 @@ from torch import Tensor
 from promptloop.policies.contract import LIKELIEST, Draft, Policy, Request
 from promptloop.policies.message import messages, read
 from promptloop.policies.pictures import data_url
-from promptloop.policies.server import Server
+from promptloop.policies.server import Server, at_once
 
 CUT = ("length", "max_tokens", "abort", "content_filter")  # finish_reason of half an answer
 SEEDS = 2**31  # servers keep a seed in 32 bits, some of them signed
@@ -73,18 +72,7 @@ class Endpoint(Policy):
         """One draft per request, in their order. ConnectionError or ValueError: one of them cannot be had."""
         if len(seeds) != len(requests):
             raise ValueError(f"{len(requests)} requests but {len(seeds)} seeds; give one seed per request")
-        if not requests:
-            return []
-        stop = threading.Event()
-        with ThreadPoolExecutor(min(self.concurrency, len(requests))) as pool:
-            jobs = [pool.submit(self._draft, *row, stop) for row in zip(requests, seeds, strict=True)]
-            try:
-                for job in wait(jobs, return_when=FIRST_EXCEPTION).done:
-                    job.result()
-            finally:  # after a failure or an interrupt nobody waits for another try
-                stop.set()
-                pool.shutdown(wait=False, cancel_futures=True)
-            return [job.result() for job in jobs]
+        return at_once(self._draft, [*zip(requests, seeds, strict=True)], self.concurrency)
 
     def log_prob(self, drafts: Sequence[Draft]) -> tuple[Tensor, Tensor]:
         """ValueError: a server gives text."""

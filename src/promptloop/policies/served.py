@@ -7,22 +7,14 @@ log-probabilities; `objectives/mismatch.py` measures and corrects that.
 
 from __future__ import annotations
 
-import json
-import math
 import os
 import re
 import shutil
-import time
 import uuid
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from http.client import HTTPException
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, final
-from urllib.error import HTTPError, URLError
-from urllib.request import Request as Call
-from urllib.request import urlopen
 
 import torch
 from torch import Tensor
@@ -31,8 +23,10 @@ from promptloop.policies.contract import LIKELIEST, Draft, Policy, Request
 from promptloop.policies.message import messages
 from promptloop.policies.mllm import Mllm
 from promptloop.policies.pictures import data_url
+from promptloop.policies.server import Refused, Server, at_once
 
 KEY = "VLLM_API_KEY"  # the environment variable that vLLM itself reads its key from
+TIMEOUT = 120.0  # seconds: an update's drafts wait for each other there
 NEVER = -100.0  # the lowest logit bias the protocol has: the token's probability is multiplied by e^-100
 PLAIN = {  # a server takes what a request does not say from the model's generation_config
     "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0,
@@ -41,25 +35,12 @@ PLAIN = {  # a server takes what a request does not say from the model's generat
 }  # fmt: skip
 
 
-@final
-@dataclass(frozen=True)
-class VllmServer:
-    """Where vLLM listens (`url`, ending in /v1), and how patiently it is asked: at most `at_once` requests
-    at a time, each answered within `timeout` seconds, asked again up to `tries` times when it is not.
-    """
-
-    url: str
-    timeout: float = 120.0
-    tries: int = 3
-    at_once: int = 64
-
-    def __post_init__(self) -> None:
-        if not re.fullmatch(r"https?://[^/\s]+(/\S*)?/v1/?", self.url):
-            raise ValueError(f"the server's address is {self.url!r}; give one like http://127.0.0.1:8000/v1")
-        if not 0 < self.timeout < math.inf or self.tries < 1 or self.at_once < 1:
-            raise ValueError(
-                f"timeout is {self.timeout}, tries {self.tries}, at_once {self.at_once}; all are above 0"
-            )
+def vllm(url: str, **settings: Any) -> Server:
+    """vLLM at `url`, which ends in /v1; `settings` are `Server`'s. ValueError for another address."""
+    if not re.fullmatch(r"https?://[^/\s]+(/\S*)?/v1/?", url):
+        raise ValueError(f"the server's address is {url!r}; give one like http://127.0.0.1:8000/v1")
+    usual: dict[str, Any] = {"timeout": TIMEOUT, "key_variable": KEY}
+    return Server(url, **usual | settings)
 
 
 @final
@@ -68,13 +49,18 @@ class Served(Policy):
 
     `follow` hands the policy's present LoRA to the server through `folder`, which both must see. Drafts carry
     the server's log-probabilities; `log_prob` is the policy's own. Seeds are the server's to use: it draws
-    other drafts than the policy would.
+    other drafts than the policy would. It is asked for `concurrency` drafts at a time.
+
+    ConnectionError where no answer comes, ValueError where it is one that cannot be used.
     """
 
-    def __init__(self, policy: Mllm, server: VllmServer, folder: Path) -> None:
+    def __init__(self, policy: Mllm, server: Server, folder: Path, *, concurrency: int = 64) -> None:
+        if concurrency < 1:
+            raise ValueError(f"concurrency is {concurrency}; it must be at least 1")
         if not hasattr(policy.network, "peft_config"):
             raise ValueError("a server follows a policy by its LoRA, and this one has none; train a LoRA")
         self.policy, self.server, self.folder = policy, server, folder
+        self.concurrency = concurrency
         self.image_size = policy.image_size
         self._name, self._loads = f"promptloop-{uuid.uuid4().hex[:8]}", 0
         self._serving: str | None = None
@@ -86,7 +72,7 @@ class Served(Policy):
         name = f"{self._name}-{self._loads}"
         self.policy.save(self.folder / name)
         where = str((self.folder / name).resolve())
-        self._call("load_lora_adapter", {"lora_name": name, "lora_path": where}, tries=1)
+        self._once("load_lora_adapter", {"lora_name": name, "lora_path": where})
         last, self._serving = self._serving, name
         self._forget(last)
 
@@ -100,11 +86,9 @@ class Served(Policy):
             raise ValueError(f"{len(requests)} requests but {len(seeds)} seeds; give one seed per request")
         if self._serving is None:
             raise ValueError("the server has no LoRA of this policy yet; call follow() first")
-        if not requests:
-            return []
         bodies = [self.body(request, seed) for request, seed in zip(requests, seeds, strict=True)]
-        with ThreadPoolExecutor(min(self.server.at_once, len(bodies))) as pool:
-            answers = list(pool.map(lambda body: self._call("chat/completions", body), bodies))
+        posts = [("chat/completions", body) for body in bodies]
+        answers = at_once(self.server.post, posts, self.concurrency)
         return [self._draft(request, answer) for request, answer in zip(requests, answers, strict=True)]
 
     def log_prob(self, drafts: Sequence[Draft]) -> tuple[Tensor, Tensor]:
@@ -160,12 +144,21 @@ class Served(Policy):
 
     def _forget(self, name: str | None) -> None:
         if name is not None:
-            self._call("unload_lora_adapter", {"lora_name": name}, tries=1)
+            self._once("unload_lora_adapter", {"lora_name": name})
             shutil.rmtree(self.folder / name, ignore_errors=True)
 
-    def _call(self, what: str, body: Mapping[str, Any], tries: int | None = None) -> Any:
-        url, tries = f"{self.server.url.rstrip('/')}/{what}", tries or self.server.tries
-        return post(url, body, timeout=self.server.timeout, tries=tries)
+    def _once(self, what: str, body: Mapping[str, Any]) -> None:
+        """Asks for a change of the server's LoRAs, which a second try would find made already."""
+        try:
+            replace(self.server, retries=0).post(what, body, plain=True)
+        except Refused as error:
+            if error.status != 404:
+                raise
+            told = (
+                f"{self.server.url} has no {what}, or not this LoRA (status 404): start vLLM with "
+                "--enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True"
+            )
+            raise Refused(told, error.status) from error
 
 
 def shown(request: Request) -> dict[str, Any]:
@@ -193,30 +186,3 @@ def drawn(answer: Any, url: str) -> tuple[list[int], list[float]]:
     if not all(-1000 < p <= 1e-3 for p in log_probs):
         raise ValueError(f"{url} answered with log-prob {min(log_probs)}, which no drawn token can have")
     return tokens, log_probs
-
-
-def post(url: str, body: Mapping[str, Any], *, timeout: float, tries: int) -> Any:
-    """Posts JSON and reads JSON (or text, where it is none). ConnectionError where nothing useful comes back.
-
-    Only what may pass is tried again, after 1, 2, 4 ... seconds: no connection, no answer, a 5xx.
-    """
-    headers = {"Content-Type": "application/json"}
-    if os.environ.get(KEY):
-        headers["Authorization"] = f"Bearer {os.environ[KEY]}"
-    call = Call(url, json.dumps(body).encode(), headers)
-    for k in range(tries):
-        if k:
-            time.sleep(2.0 ** (k - 1))
-        try:
-            with urlopen(call, timeout=timeout) as answer:
-                text = answer.read().decode()
-            return json.loads(text) if text[:1] in "{[" else text
-        except HTTPError as error:
-            why = f"{error.code} {error.read().decode(errors='replace')[:300]}"
-            if error.code == 404 and "lora" in url:
-                why += "; start vLLM with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=True"
-            if error.code < 500:
-                break
-        except (URLError, OSError, HTTPException, ValueError) as error:
-            why = str(error) or type(error).__name__
-    raise ConnectionError(f"{url} gave no answer: {why}")

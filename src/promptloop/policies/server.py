@@ -1,4 +1,4 @@
-"""One JSON request to a server: a deadline, retries, and an error that says what to do."""
+"""JSON requests to a server: a deadline, retries, many at once, and an error that says what to do."""
 
 from __future__ import annotations
 
@@ -8,16 +8,27 @@ import os
 import ssl
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.message import Message
 from email.utils import parsedate_to_datetime
-from typing import Any, final
+from typing import Any, TypeVar, final
 from urllib.parse import SplitResult, urlsplit
 
 LARGEST = 4 * 2**20  # bytes of an answer: a prompt is a few hundred
 PASSING = (408, 425, 429)  # refusals that a later try may not meet, as every 5xx
+Answer = TypeVar("Answer")
+
+
+@final
+class Refused(ValueError):
+    """The server answered with a `status` that no later try can mend."""
+
+    def __init__(self, what: str, status: int) -> None:
+        super().__init__(what)
+        self.status = status
 
 
 @final
@@ -46,16 +57,18 @@ class Server:
         if self.retries < 0:
             raise ValueError(f"retries is {self.retries}; give how often to try again, from 0")
 
-    def post(self, path: str, body: Mapping[str, Any], stop: threading.Event | None = None) -> Any:
-        """The JSON that answers `body` at url/path.
+    def post(
+        self, path: str, body: Mapping[str, Any], stop: threading.Event | None = None, *, plain: bool = False
+    ) -> Any:
+        """The JSON that answers `body` at url/path; with `plain` a text that is none is an answer too.
 
-        ConnectionError when the last try has failed, or at once when `stop` is set between tries; ValueError
+        ConnectionError when the last try has failed, or at once when `stop` is set between tries; `Refused`
         for what no later try can mend (any other status). Both name the url and what to do.
         """
         content, stop = json.dumps(body).encode(), stop or threading.Event()
         for tried in range(1, self.retries + 2):
             try:
-                return self._once(path, content)
+                return self._once(path, content, plain)
             except _Passing as failure:
                 last = failure
             if last.wait is not None and last.wait > self.timeout:
@@ -68,7 +81,7 @@ class Server:
         tries = "1 try" if tried == 1 else f"{tried} tries"
         raise ConnectionError(f"{self.url} gave no usable answer in {tries}: {last}; {last.advice}")
 
-    def _once(self, path: str, content: bytes) -> Any:
+    def _once(self, path: str, content: bytes, plain: bool) -> Any:
         try:
             status, headers, said = self._exchange(path, content)
         except ssl.SSLCertVerificationError as error:
@@ -83,12 +96,13 @@ class Server:
             advice = "lower concurrency, or wait" if status == 429 else "the server's log says why"
             raise _Passing(f"status {status}{self._why(said)}", advice, _wait(headers.get("Retry-After")))
         if status != 200:
-            raise ValueError(
-                f"{self.url} answered with status {status}{self._why(said)}; {self._advice(status)}"
-            )
+            what = f"{self.url} answered with status {status}{self._why(said)}; {self._advice(status)}"
+            raise Refused(what, status)
         try:
             return json.loads(said)
         except ValueError as error:
+            if plain:
+                return said.decode("utf-8", errors="replace")
             advice = "is it an OpenAI-compatible server?"
             raise _Passing(f"an answer that is not JSON{self._why(said)}", advice) from error
 
@@ -175,6 +189,26 @@ class Server:
         return "the server does not take this request (does its network see images?)"
 
 
+def at_once(ask: Callable[..., Answer], rows: Sequence[tuple[Any, ...]], most: int) -> list[Answer]:
+    """`ask(*row, stop)` of every row, `most` at a time; the answers in the rows' order.
+
+    The first failure is raised, and `stop` set: nobody waits for another try after it, or an interrupt.
+    """
+    if not rows:
+        return []
+    stop = threading.Event()
+    with ThreadPoolExecutor(min(most, len(rows))) as pool:
+        jobs = [pool.submit(ask, *row, stop) for row in rows]
+        try:
+            for job in wait(jobs, return_when=FIRST_EXCEPTION).done:
+                job.result()
+        finally:
+            stop.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+        return [job.result() for job in jobs]
+
+
+@final
 class _Passing(Exception):
     """A failure that a later try may not meet; what to do if it does; how long the server asks to wait."""
 

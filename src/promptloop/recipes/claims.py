@@ -10,25 +10,25 @@ from dataclasses import dataclass, replace
 from typing import Any, final
 
 from promptloop.bench.arms import Way
-from promptloop.recipes.embedded import mini
+from promptloop.recipes.embedded import LATER, mini
 from promptloop.recipes.mini_dpo import MiniDPO
 from promptloop.recipes.settings import Grpo
 from promptloop.recipes.usual import PAPER_WINDOW, TURBO_WINDOW
 
 SEEDS = 3  # of the noise, where nothing is trained
 
-AHEAD = mini(steps=160, refinements=1)
-ALONE = mini(steps=160, credit="branch")  # five refinements
-LOOP = replace(ALONE, steps=60, first="ahead", lr=6e-4, kl_weight=0.03, temperature=0.7)  # of the same seed
+AHEAD = mini()
+ALONE = mini(refinements=5, credit="branch")
+LOOP = mini(**LATER, first="ahead")  # of the same seed
 
 TRAINED: dict[str, tuple[Grpo, int]] = {  # name -> settings, number of seeds
     "ahead": (AHEAD, 3),
-    "longer": (replace(AHEAD, steps=220), 2),  # as many updates as "ahead" and "image" together
-    "blind": (replace(LOOP, image_dropout=1.0), 2),
+    "longer": (replace(AHEAD, steps=220), 3),  # as many updates as "ahead" and "image" together
+    "blind": (replace(LOOP, image_dropout=1.0), 3),
     "image": (LOOP, 3),
     "alone": (ALONE, 1),
-    "always": (replace(LOOP, image_dropout=0.0), 1),
-    "preference": (replace(AHEAD, reward="preference", gold="oracle"), 1),
+    "always": (replace(LOOP, image_dropout=0.0), 3),
+    "preference": (replace(AHEAD, reward="preference", gold="oracle"), 3),
 }
 
 SHIPPED = "image"  # as mini-policy, with seed 0
@@ -128,7 +128,8 @@ CLAIMS: dict[str, Claim] = {
     "C3": Claim("The ablation",
                 ("base", "untrained-one", "untrained-blind", "untrained", "ahead", "alone", "blind", "n5"),
                 (("untrained", "base"), ("untrained", "untrained-blind"), ("ahead", "untrained-one"),
-                 ("blind", "ahead"), ("n5", "blind"), ("n5", "ahead"), ("n5", "untrained"))),
+                 ("alone", "untrained"), ("blind", "ahead"), ("n5", "blind"),
+                 ("n5", "ahead"), ("n5", "untrained"))),
     "C4": Claim("One policy, other backbones",
                 ("unet-base", "unet-policy", "flow-base", "flow-policy", "few-base", "few-policy"),
                 (("unet-policy", "unet-base"), ("flow-policy", "flow-base"), ("few-policy", "few-base"))),

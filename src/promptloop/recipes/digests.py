@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 from pathlib import Path
@@ -29,6 +30,13 @@ def file_digest(file: Path) -> str:
     blob = file.resolve().name
     if file.is_symlink() and re.fullmatch(r"[0-9a-f]{64}", blob):
         return blob
+    now = file.stat()
+    return _read(file, now.st_mtime_ns, now.st_size)
+
+
+@functools.lru_cache(maxsize=4096)
+def _read(file: Path, changed: int, size: int) -> str:
+    """The file's sha256; read again only after it was written."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 

@@ -77,6 +77,7 @@ def generate(
     offload: str = "none",
     vae_tiling: bool = False,
     vae_slicing: bool = False,
+    embedded_guidance: float | None = None,
     out: str | Path | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
@@ -97,7 +98,7 @@ def generate(
     refinements = min(REFINEMENTS, max(steps, 1)) if refinements is None else refinements
     job = Job(queries, named(backbone), named(policy), refinements, window, open_loop, steps, guidance,
               negative, temperature, seed, n, compare, device, dtype, max_batch, delay, size, specs(lora),
-              offload, vae_tiling, vae_slicing)  # fmt: skip
+              offload, vae_tiling, vae_slicing, embedded_guidance)  # fmt: skip
     if not isinstance(backbone, str):
         settled(job)
     folder = None if out is None else check(Path(out), overwrite)
@@ -115,10 +116,11 @@ def specs(lora: str | Sequence[str] | None) -> tuple[str, ...]:
 
 def settled(job: Job) -> None:
     """ValueError where a backbone that is loaded already is to be loaded in some way."""
-    if job.size or job.lora or job.offload != "none" or job.vae_tiling or job.vae_slicing:
+    given = job.size or job.lora or job.offload != "none" or job.vae_tiling or job.vae_slicing
+    if given or job.embedded_guidance is not None:
         raise ValueError(
-            "size, lora, offload, vae_tiling and vae_slicing are for a backbone that is loaded by its name; "
-            "the backbone is an object: give them to load(), or switch LoRAs by `with denoiser.loras(...)`"
+            "size, lora, offload, vae_tiling, vae_slicing and embedded_guidance are for a backbone loaded by "
+            "its name; this one is an object: give them to load(), or switch `with denoiser.loras(...)`"
         )
 
 
@@ -138,7 +140,8 @@ def load(
         parts.locate(name, role)
     if isinstance(backbone, str):
         first = parts.backbone(backbone, device, dtype, lora=job.lora, size=job.size, offload=job.offload,
-                               tiling=job.vae_tiling, slicing=job.vae_slicing)  # fmt: skip
+                               tiling=job.vae_tiling, slicing=job.vae_slicing,
+                               embedded_guidance=job.embedded_guidance)  # fmt: skip
     else:
         first = Part(job.backbone, backbone)
     tell("loading", 1, 2)

@@ -143,7 +143,8 @@ def objective_of(
     """Backbone and policy with a LoRA, loaded and put together with the reward and the prompts."""
     waiting = {"none": (), "both": (POLICY, DENOISER)}.get(settings.offload, (settings.offload,))
     there = torch.device("cpu") if DENOISER in waiting else device
-    backbone = parts.backbone(settings.backbone, there, getattr(torch, settings.denoiser_dtype)).value
+    backbone = parts.backbone(settings.backbone, there, getattr(torch, settings.denoiser_dtype),
+                              embedded_guidance=settings.embedded_guidance).value  # fmt: skip
     queries = asking(settings, prompts, backbone, say)
     where, embedded = parts.locate(settings.policy, "policy")
     policy = parts.chat_model(
@@ -178,6 +179,8 @@ def objective_of(
         scale=settings.scale,
         kl_to=settings.kl_to if fresh else "old",
         refusal_cost=settings.refusal_cost,
+        length_cost=settings.length_cost,
+        draft_words=settings.draft_words,
         first_alone=settings.first_alone,
         micro_batch=settings.micro_batch,
         recompute=settings.epochs > 1,

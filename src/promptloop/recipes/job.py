@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from types import NoneType
 from typing import Any, final
 
 from promptloop.controls.plan import check_delay, even_steps
@@ -15,6 +16,7 @@ KINDS: dict[str, Any] = {
     "str": str,
     "int": int,
     "float": (int, float),
+    "float | None": (int, float, NoneType),
     "bool": bool,
 }  # in JSON
 LONGEST = 4000  # characters of a query: more than any supported text encoder reads
@@ -30,7 +32,8 @@ class Job:
     `backbone` and `policy` are names of embedded models, folders, hub ids or "package.module:name"; policy
     "none" samples the query alone. `compare` adds that for every sample, from the same noise. `size` is the
     images' side in pixels, 0 what the backbone makes unless told otherwise. `lora` are [NAME=]PATH[:WEIGHT];
-    `offload`, `vae_tiling` and `vae_slicing` as in `load`. ValueError on values that cannot run.
+    `offload`, `vae_tiling`, `vae_slicing` and `embedded_guidance` as in `load`. ValueError on values that
+    cannot run.
     """
 
     queries: tuple[str, ...]
@@ -55,6 +58,7 @@ class Job:
     offload: str = "none"
     vae_tiling: bool = False
     vae_slicing: bool = False
+    embedded_guidance: float | None = None
 
     def __post_init__(self) -> None:
         if not self.queries:
@@ -74,7 +78,8 @@ class Job:
             )
         check_delay(self.delay, "open" if self.open_loop else "closed")
         self.refined_steps  # noqa: B018  (they must fit)
-        for name in ("guidance", "temperature"):
+        told = () if self.embedded_guidance is None else ("embedded_guidance",)
+        for name in ("guidance", "temperature", *told):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be a finite number from 0")
         if self.negative and self.guidance == 1:
@@ -114,7 +119,7 @@ class Job:
     def from_dict(values: Mapping[str, Any]) -> Job:
         """The job written down by `as_dict`; ValueError on settings that are missing or unknown."""
         since = {"delay": 0, "size": 0, "lora": [], "offload": "none", "vae_tiling": False,
-                 "vae_slicing": False}  # fmt: skip
+                 "vae_slicing": False, "embedded_guidance": None}  # fmt: skip
         values = {**since, **values}  # not in the traces of earlier versions
         known = {field.name for field in fields(Job)}
         wrong = sorted(known ^ set(values))

@@ -73,14 +73,17 @@ def backbone(
     *,
     lora: Sequence[str] = (),
     size: int = 0,
+    embedded_guidance: float | None = None,
     **memory: Any,
 ) -> Part:
     """The denoiser `name` stands for, images of `size` (0: its own); ValueError saying what was tried.
 
-    `lora`: more LoRAs, as [NAME=]PATH[:WEIGHT]. `memory`: `load`'s offload, tiling and slicing.
+    `lora`: more LoRAs, as [NAME=]PATH[:WEIGHT]. `embedded_guidance`: as in `load`. `memory`: `load`'s
+    offload, tiling and slicing.
     """
-    if DOTTED.fullmatch(name) and size:
-        raise ValueError(f"size is {size}, but backbone {name!r} is made by Python; set its size there")
+    for setting, given in (("size", size or None), ("embedded_guidance", embedded_guidance)):
+        if DOTTED.fullmatch(name) and given is not None:
+            raise ValueError(f"{setting} is {given}, but backbone {name!r} is made by Python; set it there")
     if DOTTED.fullmatch(name):
         if lora or any(value not in (False, "none") for value in memory.values()):
             raise ValueError(f"backbone {name!r} is made by your own code; load its LoRAs there")
@@ -88,7 +91,8 @@ def backbone(
     where, embedded = locate(name, "backbone")
     base, more = lora_base(Path(where)), [LoraSource.parse(text) for text in lora]
     added = files(more)  # before anything heavy is loaded
-    settings: dict[str, Any] = {"dtype": dtype, "device": device, "size": size or None, **memory}
+    settings: dict[str, Any] = {"dtype": dtype, "device": device, "size": size or None,
+                                "embedded_guidance": embedded_guidance, **memory}  # fmt: skip
     if base is None:
         value = load_denoiser(where, lora=more, **settings)
     else:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from promptloop.bench.arms import measured
+from promptloop.bench.arms import Way, measured
 from promptloop.bench.history import over_training
 from promptloop.bench.paired import difference, interval
 from promptloop.names import one_of
@@ -112,7 +112,9 @@ def row(name: str, out: Path, count: int, seeds: int | None, policies: Path | No
     file = out / "rows" / f"{name}.json"
     if file.exists():
         kept = json.loads(file.read_text(encoding="utf-8"))
-        if kept["settings"] == settings:
+        said_then = kept["settings"]
+        said_then["way"] = asdict(Way()) | said_then["way"]  # newer settings: default
+        if said_then == settings:
             return kept
         raise ValueError(
             f"{file} was measured with other settings or weights; give another --out, or remove it"
@@ -234,7 +236,10 @@ def tensor(found: dict[str, Any], reward: str) -> Tensor:
 
 
 def table(name: str, claim: Claim, found: dict[str, dict[str, Any]]) -> str:
-    """One claim in Markdown: its rows, their costs, the differences it is read from."""
+    """One claim in Markdown: its rows, their costs, the differences it is read from.
+
+    A difference is over the runs (a training and its noise, or noise alone) that both rows have.
+    """
     lines = [f"### {name}. {claim.title}", "",
              "| | runs | soft | strict | learned reward | denoiser calls | tokens | kept | seconds |",
              "|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
@@ -248,10 +253,12 @@ def table(name: str, claim: Claim, found: dict[str, dict[str, Any]]) -> str:
             f"| {cost['seconds']:.2f}{times(claim, key, found)} |"
         )
     if claim.pairs:
-        lines += ["", "| difference | soft | strict |", "|---|---|---|"]
+        lines += ["", "| difference | runs | soft | strict |", "|---|---|---|---|"]
     for first, second in claim.pairs:
-        cells = " | ".join(paired(found[first], found[second], reward) for reward in REWARDS[:2])
-        lines.append(f"| {ROWS[first].title} - {ROWS[second].title} | {cells} |")
+        both = min(len(found[name]["scores"]["oracle"]) for name in (first, second))
+        pairs = [[tensor(found[name], reward)[:both] for name in (first, second)] for reward in REWARDS[:2]]
+        cells = " | ".join(str(difference(*pair)) for pair in pairs)
+        lines.append(f"| {ROWS[first].title} - {ROWS[second].title} | {both} | {cells} |")
     return "\n".join(lines)
 
 
@@ -277,13 +284,6 @@ def times(claim: Claim, key: str, found: dict[str, dict[str, Any]]) -> str:
     if ROWS[first].policy is not None or len({ROWS[name].backbone for name in claim.rows}) > 1:
         return ""
     return f" ({found[key]['cost']['seconds'] / found[first]['cost']['seconds']:.1f}x)"
-
-
-def paired(first: dict[str, Any], second: dict[str, Any], reward: str) -> str:
-    """The difference over the runs (a training and its noise, or noise alone) that both have."""
-    a, b = tensor(first, reward), tensor(second, reward)
-    count = min(len(a), len(b))
-    return str(difference(a[:count], b[:count]))
 
 
 def tasks(found: dict[str, dict[str, Any]], names: Sequence[str]) -> str:

@@ -14,7 +14,8 @@ from promptloop.objectives.mismatch import Mismatch
 from promptloop.objectives.prompts import PromptGRPO
 from promptloop.parameters import LANGUAGE, LoRA
 from promptloop.policies.mllm import Mllm
-from promptloop.policies.served import Served, VllmServer
+from promptloop.policies.served import Served, vllm
+from promptloop.policies.server import Refused
 
 
 def check(settings: Any) -> None:
@@ -24,7 +25,7 @@ def check(settings: Any) -> None:
         raise ValueError("policy_quantize 4bit keeps the weights as they are; train a LoRA, not all weights")
     if settings.rollouts == "none":
         return
-    VllmServer(settings.rollouts)
+    vllm(settings.rollouts)
     if settings.train_weights == "all":
         raise ValueError("rollouts by a server follow the policy by its LoRA; they need train_weights lora")
     if settings.shard:
@@ -48,7 +49,7 @@ def served_of(settings: Any, policy: Mllm) -> Served | None:
         return None
     given = settings.rollouts_folder
     folder = Path(tempfile.mkdtemp(prefix="promptloop-")) if given == "none" else Path(given)
-    return Served(policy, VllmServer(settings.rollouts), folder)
+    return Served(policy, vllm(settings.rollouts), folder)
 
 
 @contextmanager
@@ -58,5 +59,5 @@ def serving(objective: PromptGRPO) -> Iterator[None]:
         yield
     finally:
         if objective.served is not None:
-            with suppress(ConnectionError):
+            with suppress(ConnectionError, Refused):
                 objective.served.close()

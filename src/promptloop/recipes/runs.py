@@ -9,7 +9,7 @@ import shutil
 import types
 import typing
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, fields
+from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -101,7 +101,8 @@ def begin(run: Path, recipe: str, settings: Any, *, resume: bool, prompts: str |
         found = config_of(run)
         if not resume:
             raise ValueError(f"{run} holds a run; give --resume to go on with it, or another --out")
-        ours, theirs = config["settings"], found.get("settings", {})
+        since = {f.name: f.default for f in fields(settings) if f.default is not MISSING}  # added later
+        ours, theirs = config["settings"], json.loads(json.dumps(since)) | found.get("settings", {})
         other = [k for k in sorted({*ours, *theirs}) if ours.get(k) != theirs.get(k)]
         if found.get("recipe") != recipe or other:
             told = ", ".join(f"{k} {theirs.get(k)} (now {ours.get(k)})" for k in other) or found.get("recipe")

@@ -26,7 +26,9 @@ class Grpo:
     `reward` and `gold` (the hacking watch's, never trained on) are "oracle", "oracle-strict",
     "imagereward:FOLDER_OR_ID", "none" (gold) or your own "package.module:name". `Geometry`, `Surrogate`,
     `LoRA` and `Training` say what the others mean. `window`, `denoising_steps` and `guidance` None
-    become the backbone's usual ones, `lr` None 2e-3 for a LoRA and 2e-5 for all weights. `image_size` is the
+    become the backbone's usual ones, `lr` None 2e-3 for a LoRA and 2e-5 for all weights;
+    `embedded_guidance` is `load`'s (FLUX.1 dev alone is told one). `refusal_cost`, `length_cost` and
+    `draft_words` are `PromptGRPO`'s. `image_size` is the
     side of the estimates that the policy is shown (None: as they are decoded). Every
     `sheet_every` updates (0: never) a sheet of samples is written, every `base_every` the queries
     alone are sampled too, which tells how much of the room up to a reward of 1 is taken.
@@ -60,6 +62,7 @@ class Grpo:
     denoising_steps: int | None = None
     denoiser_dtype: Literal["float32", "bfloat16"] = "bfloat16"
     guidance: float | None = None
+    embedded_guidance: float | None = None
     noise: Literal["shared", "fresh"] = "shared"
     image_dropout: float = 0.1
     image_size: int | None = None
@@ -69,6 +72,8 @@ class Grpo:
     temperature: float = 1.0
     max_new_tokens: int = 32
     refusal_cost: float = 0.2
+    length_cost: float = 0.0
+    draft_words: tuple[int, int] = (16, 76)
     lr: float | None = None
     epochs: int = 1
     warmup: int = 5
@@ -121,14 +126,18 @@ class Grpo:
         settle(self, window="window", denoising_steps="training_steps", guidance="guidance")
         if self.lr is None:
             object.__setattr__(self, "lr", 2e-3 if self.train_weights == "lora" else 2e-5)
-        least = {"steps": 1, "seed": 0, "refusal_cost": 0.0, "max_new_tokens": 1, "micro_batch": 1,
-                 "base_every": 0, "sheet_every": 0}  # fmt: skip
+        least = {"steps": 1, "seed": 0, "refusal_cost": 0.0, "length_cost": 0.0, "max_new_tokens": 1,
+                 "micro_batch": 1, "base_every": 0, "sheet_every": 0}  # fmt: skip
         least |= {n: 1 for n in ("image_size", "prompt_tokens") if getattr(self, n) is not None}
         for name, value in least.items():
             if getattr(self, name) < value:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {value}")
         self.geometry(), self.surrogate(), self.training()
         rollouts.check(self)
+        if self.embedded_guidance is not None and not 0 <= self.embedded_guidance < float("inf"):
+            raise ValueError(
+                f"embedded_guidance is {self.embedded_guidance}; it must be a finite number from 0"
+            )
         if not 0 < self.temperature < float("inf"):
             raise ValueError(f"temperature is {self.temperature}; drafts must be drawn to be learned from: "
                              "give a number above 0")  # fmt: skip
@@ -137,6 +146,8 @@ class Grpo:
                 f"offload is {self.offload!r}, but with shard the policy is divided among the processes and "
                 "stays there; give none or denoiser"
             )
+        if not 1 <= self.draft_words[0] <= self.draft_words[1]:
+            raise ValueError(f"draft_words is {self.draft_words}; give the fewest and most words, from 1")
         if not 0 <= self.first_alone <= self.steps:
             raise ValueError(
                 f"first_alone is {self.first_alone}; it must lie between 0 and steps ({self.steps})"

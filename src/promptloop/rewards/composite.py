@@ -14,7 +14,10 @@ from promptloop.rewards.contract import Reward, scored
 @final
 @dataclass(frozen=True, eq=False)
 class Weighted:
-    """`terms`: name -> (weight, reward); the sum of weight times reward, each on its own raw scale."""
+    """`terms`: name -> (weight, reward); the sum of weight times reward, each on its own raw scale.
+
+    A reward sees no drafts: what their form and length cost is `PromptGRPO`'s.
+    """
 
     terms: Mapping[str, tuple[float, Any]]
 
