@@ -33,7 +33,7 @@ def written(pipe: Any, encoders: dict[str, str], file: Path) -> dict[str, dict[s
         for key, value in held[part].items():
             layer, _, side = key.removesuffix(".weight").rpartition(".lora_")
             old = layer if part == "unet" else f"text_model.{layer.removeprefix('text_model.')}"
-            name = f"{prefix}_{old.replace('.', '_')}"  # transformers named them so when these files were made
+            name = f"{prefix}_{old.replace('.', '_')}"  # with the names of transformers then
             flat[f"{name}.lora_{'down' if side == 'A' else 'up'}.weight"] = value
             flat[f"{name}.alpha"] = torch.tensor(float(ALPHA))
     save_file(flat, file)

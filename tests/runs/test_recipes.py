@@ -123,7 +123,7 @@ def test_the_commands_of_the_docs(
     """SD 1.5 as docs/recipes.md has it, in few and small steps; the settings of all other commands there."""
     blocks = re.findall(r"^```(?:sh|text)\n(.*?)^```", DOCS, flags=re.MULTILINE | re.DOTALL)
     lines = [shlex.split(line.split("promptloop ", 1)[1]) for block in blocks for line in block.splitlines()]
-    assert len(lines) == 6
+    assert len(lines) == 8
     for words in lines:
         if words[0] == "train":
             make, _ = recipe_named(words[1])
