@@ -8,7 +8,8 @@ with the drafts written in the background; then each part of the work beside its
 then episodes a second of GRPO on SDXL in eight steps without guidance, against the naive trainer of
 benchmarks/grpo_throughput.py (medians over updates of each in turn). Every draft has the same number of
 tokens. Rounds over all rows are repeated while the time lasts; a ratio is the median over rounds of seconds
-over those without a refinement in the same round. DIR/full_size.json and DIR/full_size.md are written anew after every row.
+over those without a refinement in the same round. DIR/full_size.json and DIR/full_size.md are written anew
+after every row.
 """
 
 from __future__ import annotations
