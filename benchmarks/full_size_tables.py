@@ -63,5 +63,7 @@ def markdown(report: dict[str, Any]) -> str:
         text += [f"{name}, {found['steps']} steps:", rows_of(found["rows"], report["batch"]),
                  parts_of(found["parts"])]  # fmt: skip
     if report["grpo"]:
-        text += ["GRPO on sdxl, eight unguided steps, five refinements:", training_of(report["grpo"])]
+        updates = f"medians of {report['grpo']['repeats']} updates"
+        text += [f"GRPO on sdxl, eight unguided steps, five refinements, {updates}:",
+                 training_of(report["grpo"])]  # fmt: skip
     return "\n\n".join(part.rstrip() for part in text) + "\n"

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
@@ -43,7 +44,7 @@ def naive(objective: PromptGRPO, queries: int) -> PromptGRPO:
 
 
 def update(objective: PromptGRPO, number: int) -> dict[str, float]:
-    """Seconds for an episode of one update (without the optimiser's step), by phase and "all"."""
+    """Seconds for an episode of one update (without the optimiser's step), by phase."""
     batch = objective.collect(number, Share())
     watch = Stopwatch()
     with watch("update"):
@@ -56,8 +57,24 @@ def update(objective: PromptGRPO, number: int) -> dict[str, float]:
         sum(len(part.drafts) for part in batch.parts) / objective.geometry.refinements
     )  # some groups drop
     per = {phase: max(trained, 1) if phase in TRAINED else episodes for phase in PHASES}
-    found = {phase: seconds.get(phase, 0.0) / per[phase] for phase in PHASES}
-    return found | {"all": sum(found.values())}
+    return {phase: seconds.get(phase, 0.0) / per[phase] for phase in PHASES}
+
+
+def medians(sides: Mapping[str, PromptGRPO], repeats: int) -> dict[str, dict[str, float]]:
+    """Of each side, the medians of `repeats` updates, and "all", their sum. Sides alternate after one update
+    each that is not timed.
+    """
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
+    for side in sides.values():
+        update(side, 0)
+    for repeat in range(repeats):
+        for name in sorted(sides, reverse=bool(repeat % 2)):
+            found[name].append(update(sides[name], repeat + 1))
+    middle = {
+        name: {phase: statistics.median(run[phase] for run in runs) for phase in PHASES}
+        for name, runs in found.items()
+    }
+    return {name: phases | {"all": sum(phases.values())} for name, phases in middle.items()}
 
 
 def main() -> None:
@@ -70,17 +87,12 @@ def main() -> None:
     settings = mini(refinements=5)
     ours = objective_of(settings, reward_named(settings.reward), torch.device("cpu"), Processes())
     sides = {"ours": ours, "naive": naive(ours, args.naive_queries)}
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
-    for side in sides.values():
-        update(side, 0)  # nothing is timed the first time
-    for repeat in range(args.repeats):
-        for name in sorted(sides, reverse=bool(repeat % 2)):
-            found[name].append(update(sides[name], repeat + 1))
+    found = medians(sides, args.repeats)
     print(f"seconds for an episode, {args.threads} threads, {settings.refinements} refinements, "
           f"{settings.denoising_steps} steps, median of {args.repeats}")  # fmt: skip
     print(f"{'':>14} {'ours':>9} {'naive':>9} {'ratio':>7}")
     for phase in (*PHASES, "all"):
-        a, b = (statistics.median(run[phase] for run in found[name]) for name in ("ours", "naive"))
+        a, b = (found[name][phase] for name in ("ours", "naive"))
         print(f"{phase:>14} {a:9.4f} {b:9.4f} " + (f"{b / a:7.2f}" if a > 1e-4 else "      -"))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import socket
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -18,6 +19,7 @@ from tiny_server import Reply, Scripted, dribble, hang_up, raw, say, serving, sl
 from promptloop.policies.contract import LIKELIEST, Request
 from promptloop.policies.endpoint import Endpoint
 from promptloop.policies.message import SYSTEM, messages
+from promptloop.policies.server import at_once
 from promptloop.recipes import parts
 
 ASKED = Request("two dogs", "two dogs on grass", progress=0.354)
@@ -258,11 +260,8 @@ def test_a_server_by_name() -> None:
     """As the command line names it. Fails if device or precision reach the server, or it is asked already."""
     name = "http://127.0.0.1:1/v1#owner/seer"
     policy = parts.load_policy(name, device="cpu", dtype=torch.float16, max_new_tokens=9)
-    assert (
-        isinstance(policy, Endpoint)
-        and policy.served == "owner/seer"
-        and policy.url == "http://127.0.0.1:1/v1"
-    )
+    assert isinstance(policy, Endpoint)
+    assert (policy.served, policy.url) == ("owner/seer", "http://127.0.0.1:1/v1")
     assert (policy.temperature, policy.max_new_tokens) == (0.0, 9)
     assert parts.locate(name, "policy") == (name, False)
     for wrong, said in (
@@ -277,3 +276,24 @@ def test_a_server_by_name() -> None:
         parts.chat_model(name)
     with pytest.raises(ValueError, match="have no log-probs, so it cannot be trained"):
         policy.log_prob([])
+
+
+def test_nobody_waits_for_a_try_that_is_running() -> None:
+    """After a failure, and so after Ctrl-C. Fails if threads are joined: a stuck server would hold the error,
+    and the end of the program, for its whole timeout.
+    """
+    free = threading.Event()
+
+    def ask(number: int, stop: threading.Event) -> int:
+        if number == 1:
+            raise ConnectionError("gone")
+        if number == 0:
+            free.wait(20)
+        return number
+
+    begin = time.monotonic()
+    with pytest.raises(ConnectionError, match="gone"):
+        at_once(ask, [(0,), (1,), (2,)], 2)
+    assert time.monotonic() - begin < 10
+    free.set()
+    assert at_once(ask, [(3,), (0,), (2,)], 2) == [3, 0, 2] and at_once(ask, [], 2) == []

@@ -46,8 +46,9 @@ def load(
     A folder never needs the network; a hub id is downloaded (once). Only safetensors weights are read. All
     weights are frozen: training turns on what it trains. A pipeline's safety checker is not loaded.
 
-    lora: a folder or .safetensors file in the diffusers or the peft layout, or a hub id; a list of them, or a
-        mapping from each to its weight. They stay separate sets of weights: `with denoiser.loras(name=0.5)`.
+    lora: a folder or .safetensors file in the diffusers or the peft layout, a hub id, or a file on the hub
+        ("owner/name/file.safetensors", which alone is downloaded); a list of them, or a mapping from each to
+        its weight. They stay separate sets of weights: `with denoiser.loras(name=0.5)`.
     size: side of the images in pixels; None is what the pipeline makes unless told otherwise.
     embedded_guidance: the scale that a guidance-distilled network (FLUX.1 dev) is told; None is its usual.
     offload: "model" brings each part to the device only while it computes, "sequential" each layer.

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any, final
 
 import torch
-from huggingface_hub import snapshot_download
 from safetensors.torch import load_file
 
-from promptloop.names import HUB_ID, LORA_CONFIG, LORA_PREFIX, one_of
+from promptloop.denoisers import hub
+from promptloop.names import LORA_CONFIG, LORA_PREFIX, one_of
 
 USUAL_FILES = {"pytorch_lora_weights", "adapter_model"}  # stems that say nothing: their folder names the LoRA
 MATRIX = re.compile(r"(lora_[AB]|[._]down|[._]up)\.weight$")  # in the layouts of peft, diffusers and kohya
@@ -90,16 +90,13 @@ def files(given: Given) -> dict[str, tuple[LoraSource, Path]]:
 
 
 def file_of(path: str) -> Path:
-    """The .safetensors file of the LoRA at `path`, downloaded for a hub id."""
+    """The .safetensors file of the LoRA at `path`, downloaded where that is on the hub."""
     local = Path(path).expanduser()
     if not local.exists():
-        if not HUB_ID.fullmatch(path):
-            raise ValueError(f"lora {path} does not exist; give a folder, a .safetensors file or a hub id")
-        try:
-            wanted = ["*.safetensors", LORA_CONFIG]
-            local = Path(snapshot_download(path, allow_patterns=wanted, ignore_patterns="*/*"))
-        except (OSError, ValueError) as error:
-            raise ValueError(f"lora {path} is neither here nor on the hub: {_sentence(error)}") from error
+        if not hub.NAMED.fullmatch(path):
+            raise ValueError(f"lora {path} does not exist; give a folder, a .safetensors file, a hub id "
+                             "(owner/name) or a file on the hub (owner/name/file.safetensors)")  # fmt: skip
+        return hub.file_of(path)
     found = [local] if local.is_file() else sorted(local.glob("*.safetensors"))
     if len(found) != 1 or found[0].suffix != ".safetensors":
         names = ", ".join(file.name for file in found) or "none"

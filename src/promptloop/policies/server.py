@@ -9,11 +9,11 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.message import Message
 from email.utils import parsedate_to_datetime
+from queue import SimpleQueue
 from typing import Any, TypeVar, final
 from urllib.parse import SplitResult, urlsplit
 
@@ -192,20 +192,35 @@ class Server:
 def at_once(ask: Callable[..., Answer], rows: Sequence[tuple[Any, ...]], most: int) -> list[Answer]:
     """`ask(*row, stop)` of every row, `most` at a time; the answers in the rows' order.
 
-    The first failure is raised, and `stop` set: nobody waits for another try after it, or an interrupt.
+    The first failure is raised at once, and `stop` set: nobody waits for another try after it, or after an
+    interrupt, nor for the end of those that are running.
     """
-    if not rows:
-        return []
-    stop = threading.Event()
-    with ThreadPoolExecutor(min(most, len(rows))) as pool:
-        jobs = [pool.submit(ask, *row, stop) for row in rows]
-        try:
-            for job in wait(jobs, return_when=FIRST_EXCEPTION).done:
-                job.result()
-        finally:
-            stop.set()
-            pool.shutdown(wait=False, cancel_futures=True)
-        return [job.result() for job in jobs]
+    stop, told = threading.Event(), SimpleQueue[tuple[int, Answer | None, BaseException | None]]()
+    places = iter(range(len(rows)))  # what nobody has taken yet
+    lock, answers = threading.Lock(), dict[int, Any]()
+
+    def work() -> None:
+        while not stop.is_set():
+            with lock:
+                place = next(places, None)
+            if place is None:
+                return
+            try:
+                told.put((place, ask(*rows[place], stop), None))
+            except BaseException as error:
+                told.put((place, None, error))
+
+    try:
+        for _ in range(min(most, len(rows))):
+            threading.Thread(target=work, daemon=True).start()  # a pool's are waited for, at the exit too
+        while len(answers) < len(rows):
+            place, answer, failure = told.get()
+            if failure is not None:
+                raise failure
+            answers[place] = answer
+    finally:
+        stop.set()
+    return [answers[place] for place in range(len(rows))]
 
 
 @final
