@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from promptloop.objectives.contract import Share
+from promptloop.objectives.drafts import misfits
 from promptloop.objectives.policy_gradient import group_advantages
-from promptloop.objectives.prompts import PromptGRPO, misfits
+from promptloop.objectives.prompts import PromptGRPO
 from promptloop.policies import Draft, Request
 from promptloop.recipes import runs
 from promptloop.recipes.embedded import mini
