@@ -16,7 +16,7 @@ demo: $(VENV)/.installed
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/promptloop demo --out $(OUT) --overwrite
 
 test: $(VENV)/.installed-dev lint
-	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n $(WORKERS)
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
