@@ -72,7 +72,7 @@ REFUSED = [
     (["mino"], "did you mean 'mini'"),
     (["mini", "--grup", "4"], "did you mean 'group'"),
     (["mini", "--group", "1"], "group is 1"),
-    (["mini", "--first-alone", "101"], "first_alone is 101"),
+    (["mini", "--steps", "9", "--first-alone", "10"], "first_alone is 10;"),
     (["mini-dpo", "--batch", "9"], "do not divide"),
     (["mini-dpo", "--dpo-beta", "-1"], "dpo_beta is -1"),
     (["mini-dpo", "--average", "1.5"], "average is 1.5"),
