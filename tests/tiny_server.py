@@ -28,16 +28,23 @@ class Chat(BaseHTTPRequestHandler):
             server.seen.append((self.path, dict(self.headers), self.sent))
             server.now += 1
             server.most = max(server.most, server.now)
+            self.open = True
         try:
             (server.replies[min(number, len(server.replies) - 1)] if number < LIMIT else status(500))(self)
         except OSError:
             pass  # the client has gone
         finally:
             self.close_connection = True
-            with server.lock:
-                server.now -= 1
+            self.over()
+
+    def over(self) -> None:
+        """Counts the request as over; before it is answered, since the client asks on at once."""
+        with self.server.lock:
+            self.server.now -= self.open
+            self.open = False
 
     def write(self, content: bytes, code: int = 200, length: int | None = None, **headers: str) -> None:
+        self.over()
         self.send_response(code)
         for name, value in headers.items():
             self.send_header(name.replace("_", "-"), value)
