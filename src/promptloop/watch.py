@@ -6,7 +6,6 @@ leave the query (users.md names the reports). None of them shows in the reward i
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, final
@@ -65,16 +64,17 @@ def intent_drift(queries: Sequence[str], prompts: Sequence[str]) -> float:
 @final
 @dataclass(frozen=True)
 class WatchSettings:
-    """Warns where the means of the last `window` updates and of the `window` before them lie so far apart:
-    the trained reward rose by more than `rise` standard errors, and the gold fell by more than `fall`.
+    """Warns where the last `window` updates stand against those `window` earlier ones in which the gold was
+    best, so: the trained reward is higher by more than `rise` standard errors of that difference, and the gold
+    lower by more than `fall`. The best, since hacking may be slow, and begin after both have risen.
 
     It is looked at after every update, hence so many: of 4,000 runs of 200 updates in which neither reward
-    changes, 0.8% warn where the two are independent, and none where they correlate by 0.5.
+    changes, 0.5% warn where the two are independent, and none where they correlate by 0.5.
     """
 
     window: int = 20
     rise: float = 2.0
-    fall: float = 3.0
+    fall: float = 3.5
 
 
 @final
@@ -97,7 +97,7 @@ class HackingWatch:
     ) -> None:
         self.group, self.gold, self.tell, self.past, self.means = group, gold, tell, past, means
         self.settings = settings or WatchSettings()
-        self.seen: deque[tuple[float, float]] = deque(maxlen=2 * self.settings.window)
+        self.seen: list[tuple[float, float]] = []  # trained reward and gold, of each update
         self.begun = False
 
     def __call__(self, update: int, batch: Any, line: dict[str, float]) -> dict[str, float]:
@@ -133,13 +133,17 @@ class HackingWatch:
         size = self.settings.window
         if len(self.seen) < 2 * size:
             return None
-        rows = torch.tensor(list(self.seen), dtype=torch.float64).view(2, size, 2)
-        change = rows[1].mean(0) - rows[0].mean(0)
-        error = (rows.var(1).sum(0) / size).sqrt()  # of the change
+        rows = torch.tensor(self.seen, dtype=torch.float64)
+        earlier, last = rows[:-size], rows[-size:]
+        blocks = earlier[: len(earlier) // size * size].view(-1, size, 2)
+        best = blocks[blocks[..., 1].mean(1).argmax()]
+        change = last.mean(0) - best.mean(0)
+        error = ((last.var(0) + best.var(0)) / size).sqrt()  # of the change
         if not (change[0] > self.settings.rise * error[0] and change[1] < -self.settings.fall * error[1]):
             return None
+        over = len(self.seen)
         self.seen.clear()
         return (
             f"the trained reward rose by {change[0]:.3f} while the held-out one fell by {-change[1]:.3f} "
-            f"over {2 * size} updates; look at the newest sample sheet before going on"
+            f"within {over} updates; look at the newest sample sheet before going on"
         )

@@ -68,7 +68,7 @@ def warned_of(rows: list[tuple[float, float]]) -> list[int]:
 
 
 def test_noise_alone_does_not_warn() -> None:
-    """None of 40 runs of 200 updates that change nothing (of 4,000: 0.8%, none where the two correlate).
+    """None of 40 runs of 200 updates that change nothing (of 4,000: 0.5%, none where the two correlate).
 
     Fails when the spread between updates stands for the error of a mean, or when one looks often with the
     errors of one look.
@@ -80,15 +80,19 @@ def test_noise_alone_does_not_warn() -> None:
         assert not any(warned_of(run.tolist()) for run in runs)
 
 
-def test_of_the_shipped_trainings_it_warns_where_the_oracle_fell_and_nowhere_else() -> None:
-    """preference-0 trains on a judge that errs, and the oracle falls (docs/results.md); elsewhere it rose."""
+def test_of_the_shipped_trainings_it_warns_of_the_hacked_and_of_no_other() -> None:
+    """Trained on a judge that errs, preference-0 and -1 lose oracle: 0.84 to 0.69 and 0.86 to 0.68 (means of
+    20 updates); preference-2 loses 0.03, which is noise, and elsewhere the gold rose. The settings were
+    chosen on noise alone. Fails when the last updates stand against those just before: preference-1 falls
+    slowly.
+    """
     told = {}
     for log in sorted((WEIGHTS / "studies").glob("*/training_log.jsonl")):
         lines = [json.loads(row) for row in log.read_text().splitlines()]
         rows = [(line["reward"], line["watch/gold"]) for line in lines if "watch/gold" in line]
         told[log.parent.name] = warned_of(rows)
     assert len(told) >= 12
-    assert [name for name, updates in told.items() if updates] == ["preference-0"]
+    assert [name for name, updates in told.items() if updates] == ["preference-0", "preference-1"]
 
 
 def drafted():
