@@ -65,8 +65,8 @@ def intent_drift(queries: Sequence[str], prompts: Sequence[str]) -> float:
 @dataclass(frozen=True)
 class WatchSettings:
     """Warns where the last `window` updates stand against those `window` earlier ones in which the gold was
-    best, so: the trained reward is higher by more than `rise` standard errors of that difference, and the gold
-    lower by more than `fall`. The best, since hacking may be slow, and begin after both have risen.
+    best, so: the trained reward is higher by more than `rise` standard errors of that difference, and the
+    gold lower by more than `fall`. The best, since hacking may be slow, and begin after both have risen.
 
     It is looked at after every update, hence so many: of 4,000 runs of 200 updates in which neither reward
     changes, 0.5% warn where the two are independent, and none where they correlate by 0.5.

@@ -68,16 +68,16 @@ def warned_of(rows: list[tuple[float, float]]) -> list[int]:
 
 
 def test_noise_alone_does_not_warn() -> None:
-    """None of 40 runs of 200 updates that change nothing (of 4,000: 0.5%, none where the two correlate).
+    """At most 3 of 150 runs of 200 updates that change nothing (of 4,000: 0.5%), none where the two correlate.
 
     Fails when the spread between updates stands for the error of a mean, or when one looks often with the
     errors of one look.
     """
-    drawn = torch.randn(40, 200, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    for together in (0.0, 0.5):
+    drawn = torch.randn(150, 200, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for together, most in ((0.0, 3), (0.5, 0)):
         own, gold = drawn.unbind(-1)
         runs = torch.stack([own, together * own + (1 - together**2) ** 0.5 * gold], -1)
-        assert not any(warned_of(run.tolist()) for run in runs)
+        assert sum(bool(warned_of(run.tolist())) for run in runs) <= most
 
 
 def test_of_the_shipped_trainings_it_warns_of_the_hacked_and_of_no_other() -> None:
