@@ -24,3 +24,8 @@ def nearest(name: str, known: Iterable[str], several: str = "known") -> str:
     names = list(known)
     near = difflib.get_close_matches(name, names, n=1)
     return f"did you mean {near[0]!r}?" if near else f"{several}: {', '.join(names)}"
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of another library says, in one line; its kind where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -2,14 +2,14 @@
 
 import torch
 
-from promptloop.controls import CFG, PromptLoop
+from promptloop.controls import CFG, DOIT, LossGuidance, PromptLoop, RewardGradient
 from promptloop.denoisers.exact import Gaussian
 from promptloop.ledger import Ledger, counting
 from promptloop.policies.contract import Draft, Policy
 from promptloop.rewards.contract import scored
 from promptloop.sample import sample
 from promptloop.schedules import vp
-from promptloop.solvers import Heun
+from promptloop.solvers import DDIM, Heun
 
 
 class Wordy(Policy):
@@ -47,3 +47,20 @@ def test_tallies_nest_and_rewards_outside_are_counted_too() -> None:
     assert outer.ledger.seconds == outer.ledger.seconds >= made.ledger.seconds, "the clock has stopped"
     scored(lambda images, queries: images.mean((1, 2, 3)), made.images, ["a", "b"])
     assert outer.ledger.rewards == 2, "a closed tally counts no more"
+
+
+def test_guides_by_gradients_are_counted() -> None:
+    """Three steps of two samples, and their images. Fails when a guide decodes or goes back uncounted."""
+
+    def bright(images, queries):
+        return images.mean((1, 2, 3))
+
+    bright.differentiable = True
+    options = {"levels": vp(3), "seeds": [0, 1], "solver": DDIM(1.0)}
+    for control, asked in ((RewardGradient(bright, 1.0), 1), (LossGuidance(bright, 1.0, samples=4), 4)):
+        run = sample(Gaussian(), ["a", "b"], controls=[control], **options).ledger
+        guided = 3 if options["levels"][0].alpha > 0 else 2  # nothing is added at pure noise
+        assert (run.evaluations, run.backwards) == (6, 2 * guided)
+        assert (run.decodes, run.rewards) == (2 * guided * asked + 2, 2 * guided * asked)
+    run = sample(Gaussian(), ["a", "b"], controls=[DOIT(bright, samples=4)], **options).ledger
+    assert run.backwards > 0 and run.decodes - 2 == run.rewards > 0

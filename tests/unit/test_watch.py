@@ -68,7 +68,7 @@ def warned_of(rows: list[tuple[float, float]]) -> list[int]:
 
 
 def test_noise_alone_does_not_warn() -> None:
-    """At most 3 of 150 runs of 200 updates that change nothing (of 4,000: 0.5%), none where the two correlate.
+    """At most 3 of 150 runs of 200 updates of nothing new (of 4,000: 0.5%), none where the two correlate.
 
     Fails when the spread between updates stands for the error of a mean, or when one looks often with the
     errors of one look.

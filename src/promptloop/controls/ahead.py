@@ -7,9 +7,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from promptloop.controls.increments import ascent, pulled
 from promptloop.controls.plan import place
-from promptloop.ledger import count
-from promptloop.rewards.contract import Reward, asked, checked, scored
+from promptloop.rewards.contract import Reward, scored
 from promptloop.sample import State, answers, decoded
 from promptloop.solvers import DDIM
 
@@ -40,21 +40,14 @@ def climbed(state: State, reward: Reward, together: int) -> tuple[Tensor, Tensor
 
     `together`: how many samples at once. ValueError for a gradient that is not finite.
     """
-    found = [_climbed(state.take(rows), reward) for rows in torch.arange(len(state)).split(together)]
-    values, slopes = (torch.cat(parts) for parts in zip(*found, strict=True))
-    return values, slopes
+    values, slopes = [], []
+    for rows in torch.arange(len(state)).split(together):
+        part = state.take(rows)
 
+        def slope(clean: Tensor, part: State = part) -> Tensor:
+            value, upward = ascent(reward, part, clean)
+            values.append(value)
+            return upward
 
-def _climbed(state: State, reward: Reward) -> tuple[Tensor, Tensor]:
-    with torch.enable_grad():
-        x = state.x.detach().requires_grad_()
-        images = decoded(state.run.denoiser, answers(state)(x, state.level, state.cond))
-        values = checked(reward, asked(reward, images, state.queries).float(), state.queries)
-        count(backwards=len(x))
-        (slope,) = torch.autograd.grad(values.sum(), x)
-    for row, query in zip(slope, state.queries, strict=True):
-        if not bool(row.isfinite().all()):
-            raise ValueError(
-                f"the gradient of the reward for {query!r} is not finite; it is not replaced by 0"
-            )
-    return values.detach().to(state.x.device), slope
+        slopes.append(pulled(answers(part), part.x, part.level, part.cond, slope, through="network")[1])
+    return torch.cat(values).to(state.x.device), torch.cat(slopes)

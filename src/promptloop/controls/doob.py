@@ -9,11 +9,12 @@ from typing import Any, Literal, final
 import torch
 from torch import Tensor
 
-from promptloop.controls.increments import Steered
+from promptloop.controls.increments import Steered, check_pairs, opposites
 from promptloop.controls.plan import place
 from promptloop.controls.strength import Strength, strength
+from promptloop.ledger import count
 from promptloop.rewards.contract import Reward, scored
-from promptloop.sample import State
+from promptloop.sample import State, decoded
 from promptloop.schedules import Level
 from promptloop.solvers import Denoise
 
@@ -47,8 +48,7 @@ class DOIT(Steered):
 
     def __post_init__(self) -> None:
         self._check()
-        if self.samples < 2 or self.samples % 2:
-            raise ValueError(f"samples is {self.samples}; they come in opposite pairs: give 2, 4, 6, ...")
+        check_pairs(self.samples)
         if not 0 < self.eta <= 1:
             raise ValueError(f"eta is {self.eta}; next steps are drawn with it: give a number in (0, 1]")
         if not self.tau > 0:
@@ -71,20 +71,12 @@ class DOIT(Steered):
             mean = after.alpha * clean + math.sqrt(max(after.sigma**2 - std**2, 0.0)) * noise
         if std == 0:
             return (clean if outside else clean.detach()), torch.zeros_like(x)
-        drawn = self._drawn(state, x)
+        drawn = opposites(state, x, self.samples, "doit")
         ends = (mean.detach() + std * drawn - after.sigma * noise.detach()) / after.alpha
         weights = self._weights(state, ends).view(len(drawn), -1, *[1] * (x.ndim - 1))
+        count(backwards=len(x))
         (g,) = torch.autograd.grad(mean, point, (weights * drawn).sum(0) / std, retain_graph=outside)
         return (clean if outside else clean.detach()), strength("scale", self.scale, state) * g.detach()
-
-    def _drawn(self, state: State, x: Tensor) -> Tensor:
-        """Unit noises [samples, B, ...], the second half the first's opposites."""
-        rows = [
-            torch.randn((self.samples // 2, *x.shape[1:]), generator=state.generator(i % len(state), "doit"))
-            for i in range(len(x))
-        ]
-        half = torch.stack(rows, dim=1).to(x.device)
-        return torch.cat([half, -half])
 
     @torch.no_grad()
     def _weights(self, state: State, ends: Tensor) -> Tensor:
@@ -92,7 +84,7 @@ class DOIT(Steered):
         flat = ends.flatten(0, 1)
         values = []
         for rows in torch.arange(len(flat)).split(self.at_once or len(flat)):
-            images = state.run.denoiser.decode(flat[rows.to(flat.device)])
+            images = decoded(state.run.denoiser, flat[rows.to(flat.device)])
             queries = [state.queries[int(i) % ends.shape[1] % len(state)] for i in rows]
             values.append(scored(self.reward, images, queries))
         told = torch.cat(values).reshape(ends.shape[:2]).to(ends)

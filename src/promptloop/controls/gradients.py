@@ -8,8 +8,18 @@ from typing import Any, Protocol, final
 import torch
 from torch import Tensor
 
-from promptloop.controls.increments import Form, Steered, Through, ascent, check_differentiable, pulled
+from promptloop.controls.increments import (
+    Form,
+    Steered,
+    Through,
+    ascent,
+    check_differentiable,
+    check_pairs,
+    opposites,
+    pulled,
+)
 from promptloop.controls.strength import Strength, check_strength, check_window, strength, within
+from promptloop.ledger import count
 from promptloop.rewards.contract import Reward
 from promptloop.sample import Control, State
 from promptloop.schedules import Level
@@ -102,8 +112,7 @@ class LossGuidance(Steered):
     def __post_init__(self) -> None:
         self._check()
         check_differentiable(self.reward)
-        if self.samples < 2 or self.samples % 2:
-            raise ValueError(f"samples is {self.samples}; they come in opposite pairs: give 2, 4, 6, ...")
+        check_pairs(self.samples)
         if self.data_std <= 0:
             raise ValueError(f"data_std is {self.data_std}; give a number above 0")
 
@@ -114,12 +123,7 @@ class LossGuidance(Steered):
         self, denoise: Denoise, state: State, x: Tensor, level: Level, cond: Any
     ) -> tuple[Tensor, Tensor]:
         scale = strength("scale", self.scale, state)
-        rows = [
-            torch.randn((self.samples // 2, *x.shape[1:]), generator=state.generator(i % len(state), "loss"))
-            for i in range(len(x))
-        ]
-        half = torch.stack(rows, dim=1).to(x.device)
-        around = _variance(level, self.data_std) ** 0.5 * torch.cat([half, -half])
+        around = _variance(level, self.data_std) ** 0.5 * opposites(state, x, self.samples, "loss")
 
         def slope(clean: Tensor) -> Tensor:
             values, slopes = ascent(self.reward, state, (clean + around).flatten(0, 1), at_once=self.at_once)
@@ -164,6 +168,7 @@ class NoisyRewardGradient(Steered):
         queries = [state.queries[i % len(state)] for i in range(len(x))]
         with torch.enable_grad():
             point = x.detach().requires_grad_()
+            count(rewards=len(x))
             value = self.reward(point, level, queries)
             if value.shape != (len(x),) or not value.requires_grad:
                 raise ValueError(f"the noisy reward gave shape {tuple(value.shape)} for {len(x)} latents; "

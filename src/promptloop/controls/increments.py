@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from promptloop.controls.strength import Strength, check_strength, check_window, strength, within
-from promptloop.rewards.contract import Reward
-from promptloop.sample import Control, Draw, State, Transition, answers
+from promptloop.ledger import count
+from promptloop.rewards.contract import Reward, asked, checked
+from promptloop.sample import Control, Draw, State, Transition, answers, decoded
 from promptloop.schedules import Level
 from promptloop.solvers import Denoise
 
@@ -40,26 +41,25 @@ def ascent(
     `at_once` samples are decoded together, which bounds the memory and changes no gradient. ValueError,
     naming the sample, for a reward or gradient that is not finite or does not depend on the image.
     """
+    queries = [state.queries[i % len(state)] for i in range(len(clean))]
     values, slopes = [], []
-    for rows in torch.arange(len(clean), device=clean.device).split(at_once or len(clean)):
-        picked = [state.queries[int(i) % len(state)] for i in rows]
+    for rows in torch.arange(len(clean)).split(at_once or len(clean)):
         with torch.enable_grad():
-            point = clean[rows].detach().requires_grad_()
-            value = reward(state.run.denoiser.decode(point), picked)
-            if value.shape != (len(rows),):
-                raise ValueError(f"{_name(reward)} gave shape {tuple(value.shape)} for {len(rows)} images")
+            point = clean[rows.to(clean.device)].detach().requires_grad_()
+            images = decoded(state.run.denoiser, point)
+            value = asked(reward, images, [queries[i] for i in rows.tolist()])
             if not value.requires_grad:
                 raise ValueError(f"{_name(reward)} says it is differentiable, but no gradient reaches it")
             (slope,) = torch.autograd.grad(value.float().sum(), point)  # the sum: a mean would divide by B
         values.append(value.detach().float())
         slopes.append(slope.float())
-    told, slope = torch.cat(values), torch.cat(slopes)
-    broken = (~(told.isfinite() & slope.flatten(1).isfinite().all(1))).nonzero()
+    told, slope = checked(reward, torch.cat(values), queries), torch.cat(slopes)
+    broken = (~slope.flatten(1).isfinite().all(1)).nonzero()
     if len(broken):
         k = int(broken[0, 0])
         raise ValueError(
-            f"{_name(reward)} of sample {k} ({state.queries[k % len(state)]!r}) is {told[k]}, and it or its "
-            "gradient is not finite; it is not replaced by 0"
+            f"the gradient of {_name(reward)} at sample {k} ({queries[k]!r}) is not finite; it is not "
+            "replaced by 0"
         )
     return told, slope
 
@@ -104,8 +104,25 @@ def pulled(
     with torch.enable_grad():
         clean = denoise(point, level, cond)
     upward = upward if twice else slope(clean.detach())
+    count(backwards=len(x))
     (back,) = torch.autograd.grad(clean, point, upward.to(clean.dtype), retain_graph=outside)
     return (clean if outside else clean.detach()), back.detach()
+
+
+def opposites(state: State, x: Tensor, samples: int, purpose: str) -> Tensor:
+    """Unit noises [samples, *x.shape], the second half the first's opposites; row i is of sample i's seed."""
+    rows = [
+        torch.randn((samples // 2, *x.shape[1:]), generator=state.generator(i % len(state), purpose))
+        for i in range(len(x))
+    ]
+    half = torch.stack(rows, dim=1).to(x.device)
+    return torch.cat([half, -half])
+
+
+def check_pairs(samples: int) -> None:
+    """ValueError for a number of `opposites` that is odd or too small."""
+    if samples < 2 or samples % 2:
+        raise ValueError(f"samples is {samples}; they come in opposite pairs: give 2, 4, 6, ...")
 
 
 # --- what a control adds to the score

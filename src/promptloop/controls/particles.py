@@ -30,6 +30,7 @@ from promptloop.controls.groups import (
     stochastic,
     weighed,
 )
+from promptloop.controls.increments import check_differentiable
 from promptloop.rewards.contract import Reward
 from promptloop.sample import Control, Draw, State, Transition
 
@@ -154,11 +155,7 @@ class DAS(Control):
         if self.gamma is not None:
             check_number("gamma", self.gamma, 0, "a growth for each step from 0, or None")
         check_choice("pick", self.pick, PICKS)
-        if not getattr(self.reward, "differentiable", False):
-            name = getattr(self.reward, "__name__", type(self.reward).__name__)
-            raise ValueError(
-                f"DAS needs the gradient of the reward, and {name} has no differentiable = True; use FK"
-            )
+        check_differentiable(self.reward, "FK needs its values only")
 
     def temper(self, state: State, step: int) -> float:
         """How much of the reward counts when `step` steps are done."""

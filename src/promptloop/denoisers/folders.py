@@ -9,7 +9,7 @@ import torch
 from diffusers import DiffusionPipeline
 from safetensors import SafetensorError
 
-from promptloop.names import HUB_ID
+from promptloop.names import HUB_ID, first_line
 from promptloop.world import BACKBONES, weights
 
 
@@ -38,7 +38,7 @@ def index(source: str) -> dict[str, Any]:
         return DiffusionPipeline.load_config(source)
     except (OSError, ValueError) as error:
         raise ValueError(f"{source} is neither a folder here nor a diffusers pipeline the hub gave us: "
-                         f"{_sentence(error)}") from error  # fmt: skip
+                         f"{first_line(error)}") from error  # fmt: skip
 
 
 def pipeline(source: str, index: dict[str, Any], dtype: torch.dtype) -> Any:
@@ -49,9 +49,4 @@ def pipeline(source: str, index: dict[str, Any], dtype: torch.dtype) -> Any:
     try:
         return DiffusionPipeline.from_pretrained(source, dtype=dtype, use_safetensors=True, **absent)
     except (OSError, SafetensorError) as error:
-        raise ValueError(f"{source} cannot be loaded: {_sentence(error)}") from error
-
-
-def _sentence(error: Exception) -> str:
-    """The first line of an error, without its traceback."""
-    return str(error).strip().partition("\n")[0]
+        raise ValueError(f"{source} cannot be loaded: {first_line(error)}") from error

@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from huggingface_hub import list_repo_files, snapshot_download
 from huggingface_hub.errors import OfflineModeIsEnabled
 
-from promptloop.names import HUB_ID, LORA_CONFIG
+from promptloop.names import HUB_ID, LORA_CONFIG, first_line
 
 NAMED = re.compile(rf"(?P<repo>{HUB_ID.pattern})(?:/(?P<file>[\w./ -]+\.safetensors))?")  # owner/name[/file]
 
@@ -24,7 +24,7 @@ def file_of(path: str) -> Path:
     try:
         there = in_repository(repo)
     except (OSError, ValueError) as error:
-        why = str(error).strip().partition("\n")[0]
+        why = first_line(error)
         raise ValueError(f"lora {path} is neither here nor on the hub: {why}") from error
     known = [name for name in there if name.endswith(".safetensors")]
     wanted = [file] if file else [name for name in known if "/" not in name]

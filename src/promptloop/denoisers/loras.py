@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 
 from promptloop.denoisers import hub
-from promptloop.names import LORA_CONFIG, LORA_PREFIX, one_of
+from promptloop.names import LORA_CONFIG, LORA_PREFIX, first_line, one_of
 
 USUAL_FILES = {"pytorch_lora_weights", "adapter_model"}  # stems that say nothing: their folder names the LoRA
 MATRIX = re.compile(r"(lora_[AB]|[._]down|[._]up)\.weight$")  # in the layouts of peft, diffusers and kohya
@@ -140,7 +140,7 @@ def _add(pipe: Any, source: LoraSource, file: Path) -> None:
                 held = held[0] if isinstance(held, tuple) else held
                 pipe.load_lora_weights(str(file.parent), adapter_name=source.name, **where)
     except (ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
-        why = _sentence(error)
+        why = first_line(error)
         why = "its text encoder has other sizes" if "ignore_mismatched_sizes" in why else why
         raise ValueError(f"lora {source.path} does not fit {kind}: {why}") from error
     _whole(pipe, source, held, [*load_file(file)])
@@ -260,8 +260,3 @@ def _layers(modules: Any) -> list[Any]:
     from peft.tuners.lora import LoraLayer
 
     return [layer for module in modules for layer in module.modules() if isinstance(layer, LoraLayer)]
-
-
-def _sentence(error: Exception) -> str:
-    """The first line of an error, without its traceback."""
-    return str(error).strip().partition("\n")[0]

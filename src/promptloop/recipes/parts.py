@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from promptloop.denoisers import load as load_denoiser
 from promptloop.denoisers.denoiser import Denoiser
 from promptloop.denoisers.loras import LoraSource, files
-from promptloop.names import HUB_ID, LORA_CONFIG, nearest
+from promptloop.names import HUB_ID, LORA_CONFIG, first_line, nearest
 from promptloop.policies.contract import Policy
 from promptloop.policies.endpoint import Endpoint, is_server
 from promptloop.policies.first import First
@@ -62,7 +62,7 @@ def device_named(name: str) -> torch.device:
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         torch.zeros(1, device=name)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {name!r} cannot be used here: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"device {name!r} cannot be used here: {first_line(error)}") from error
     return torch.device(name)
 
 
@@ -147,7 +147,7 @@ def chat_model(where: str, **settings: Any) -> Mllm:
             return Mllm.load(where, **settings)
         return Mllm.load(locate(base, "policy")[0], lora=where, **settings)
     except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
-        why = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+        why = first_line(error)[:300]
         there = "" if Path(where).is_dir() else "is no folder here, and from the hub it "
         raise ValueError(
             f"policy {where} {there}cannot be loaded as an image-text-to-text chat model: {why}"

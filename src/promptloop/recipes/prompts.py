@@ -15,7 +15,7 @@ from typing import Any, final
 
 import torch
 
-from promptloop.names import HUB_ID, nearest
+from promptloop.names import HUB_ID, first_line, nearest
 from promptloop.rollout import derived
 
 KINDS = (".txt", ".jsonl", ".csv", ".parquet")
@@ -170,7 +170,7 @@ def from_parquet(file: Path, column: str | None) -> Iterator[str]:
         name = the_column(column, parquet.read_schema(file).names, str(file))
         rows = parquet.read_table(file, columns=[name]).column(name).to_pylist()
     except (ArrowException, OSError) as error:
-        raise ValueError(f"{file} cannot be read as Parquet: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"{file} cannot be read as Parquet: {first_line(error)}") from error
     return (text_of(row, f"{file}, row {k}") for k, row in enumerate(rows, start=1))
 
 
@@ -181,7 +181,7 @@ def from_datasets(source: str, column: str | None, split: str) -> Iterator[str]:
     try:
         rows: Any = load_dataset(source, split=split)
     except (OSError, ValueError, RuntimeError) as error:  # its own errors are of these kinds
-        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        why = first_line(error)
         raise ValueError(f"the data set {source} (split {split}) cannot be read: {why}") from error
     name = the_column(column, rows.column_names, f"{source} (split {split})")
     texts = rows.select_columns([name])[name]  # pictures beside them stay where they are

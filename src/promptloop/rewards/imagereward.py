@@ -22,6 +22,7 @@ from transformers.models.blip.configuration_blip import BlipTextConfig, BlipVisi
 from transformers.models.blip.modeling_blip import BlipVisionModel
 from transformers.models.blip.modeling_blip_text import BlipTextModel
 
+from promptloop.names import first_line
 from promptloop.rewards.files import cached, weights_in
 
 HUB, FILE, WORDS = "THUDM/ImageReward", "ImageReward.pt", "google-bert/bert-base-uncased"
@@ -212,4 +213,4 @@ def tensors_in(file: Path) -> dict[str, Tensor]:
     except UnpicklingError as error:
         raise ValueError(f"{file} cannot be read as weights: it holds more than tensors") from error
     except (OSError, RuntimeError, SafetensorError, EOFError) as error:
-        raise ValueError(f"{file} cannot be read as weights: {str(error).strip().splitlines()[0]}") from error
+        raise ValueError(f"{file} cannot be read as weights: {first_line(error)}") from error

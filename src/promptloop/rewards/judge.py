@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoModelForImageTextToText
 
+from promptloop.names import first_line
 from promptloop.policies.processor import load_processor
 
 QUESTION = 'Does this image show "{query}"? Answer yes or no.'
@@ -43,7 +44,7 @@ class Judge:
             network = AutoModelForImageTextToText.from_pretrained(where, dtype=dtype, use_safetensors=True)
             processor = load_processor(where)
         except (OSError, ValueError, KeyError) as error:
-            why = (str(error).strip() or type(error).__name__).splitlines()[0]
+            why = first_line(error)
             raise ValueError(f"judge {where} cannot be loaded as a chat model that sees: {why}") from error
         network = network.requires_grad_(False).eval().to(device)
         return Judge(network, processor)
