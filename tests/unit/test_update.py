@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,10 +17,11 @@ from promptloop.train import Line, Training, train
 
 
 @dataclass(frozen=True, eq=False)
-class Falling(Objective):
-    """The loss is sqrt(w - update): its slope at update 1, where w is 1, is infinite."""
+class Of(Objective):
+    """The loss is a function of the one weight and the update's number."""
 
     network: nn.Linear
+    of: Callable[[Tensor, int], Tensor]
 
     def check(self, share: Share) -> None:
         pass
@@ -28,23 +30,16 @@ class Falling(Objective):
         return Batch((update,))
 
     def loss(self, part: int) -> tuple[Tensor, dict[str, Tensor]]:
-        return (self.network.weight - part).sqrt().sum(), {}
+        return self.of(self.network.weight, part).sum(), {}
 
 
-@dataclass(frozen=True, eq=False)
-class Square(Objective):
-    """The loss is w squared."""
+def falling(weight: Tensor, update: int) -> Tensor:
+    """Its slope at update 1, where the weight is 1, is infinite."""
+    return (weight - update).sqrt()
 
-    network: nn.Linear
 
-    def check(self, share: Share) -> None:
-        pass
-
-    def collect(self, update: int, share: Share) -> Batch:
-        return Batch((update,))
-
-    def loss(self, part: int) -> tuple[Tensor, dict[str, Tensor]]:
-        return self.network.weight.square().sum(), {}
+def square(weight: Tensor, update: int) -> Tensor:
+    return weight.square()
 
 
 def one_weight() -> nn.Linear:
@@ -58,7 +53,7 @@ def test_a_gradient_that_is_not_finite_stops_before_it_is_used(tmp_path: Path) -
     network = one_weight()
     its = Training(updates=3, lr=1e-30, warmup=1, save_every=9)
     with pytest.raises(ValueError, match="gradient of update 2 is not finite; nothing was changed"):
-        train(Falling(network), network, its, tmp_path)
+        train(Of(network, falling), network, its, tmp_path)
     assert network.weight.item() == 1
     assert checkpoint.steps(tmp_path) == [1]
 
@@ -68,7 +63,7 @@ def test_an_error_in_a_later_step_of_an_update_says_that_the_earlier_stand(tmp_p
     network = one_weight()
     its = Training(updates=3, epochs=2, lr=4.0, warmup=1, save_every=9)  # the first step takes w below 0
     with pytest.raises(ValueError, match="loss of update 1 is nan; the earlier steps of this update stand"):
-        train(Falling(network), network, its, tmp_path)
+        train(Of(network, falling), network, its, tmp_path)
     assert network.weight.item() < 0 and checkpoint.steps(tmp_path) == []
 
 
@@ -84,14 +79,14 @@ def test_an_error_in_a_hook_leaves_a_checkpoint_of_its_update_and_the_run_goes_o
             raise ValueError("the sheet cannot be written")
         return {}
 
-    train(Square(whole), whole, its, tmp_path / "whole")
+    train(Of(whole, square), whole, its, tmp_path / "whole")
     with pytest.raises(ValueError, match="the sheet"):
-        train(Square(parts), parts, its, tmp_path / "parts", after=[lambda *_: {"extra": 1.0}, fails])
+        train(Of(parts, square), parts, its, tmp_path / "parts", after=[lambda *_: {"extra": 1.0}, fails])
     assert checkpoint.steps(tmp_path / "parts") == [2]
     last = json.loads((tmp_path / "parts" / "metrics.jsonl").read_text().splitlines()[-1])
     assert last["update"] == 2 and last["extra"] == 1
     again = one_weight()
-    assert train(Square(again), again, its, tmp_path / "parts") == 4
+    assert train(Of(again, square), again, its, tmp_path / "parts") == 4
     assert torch.equal(again.weight, whole.weight)
 
 
