@@ -20,6 +20,7 @@ class Denoiser(ABC):
     """
 
     network: nn.Module  # what weight objectives train
+    _dtype: tuple[torch.dtype, torch.dtype] | None = None  # of the first weight, and what was said then
 
     @property
     @abstractmethod
@@ -90,8 +91,10 @@ class Denoiser(ABC):
     @property
     def dtype(self) -> torch.dtype:
         """What the network computes in. Its weights may be stored in less (float8, four bits)."""
-        said: torch.dtype | None = getattr(self.network, "dtype", None)  # diffusers' networks know
-        return next(self.network.parameters()).dtype if said is None else said
+        first = next(self.network.parameters()).dtype
+        if self._dtype is None or self._dtype[0] != first:  # diffusers' networks know, but walk all modules
+            self._dtype = (first, getattr(self.network, "dtype", first))
+        return self._dtype[1]
 
     def smaller(self, batch: int) -> list[str]:
         """What would need less memory than `batch` samples at once do now, with the present settings."""
