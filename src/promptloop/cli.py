@@ -11,6 +11,34 @@ import typer
 from promptloop import __version__
 from promptloop.interrupt import Stopped
 from promptloop.names import nearest
+from promptloop.options import (
+    Backbone,
+    Compare,
+    Count,
+    Delay,
+    Device,
+    Dtype,
+    Guidance,
+    Lora,
+    MaxBatch,
+    Negative,
+    Offload,
+    OpenLoop,
+    Out,
+    Overwrite,
+    Refinements,
+    Seed,
+    Size,
+    Slicing,
+    Solved,
+    Steered,
+    Steps,
+    Temperature,
+    Tiling,
+    Told,
+    Window,
+    WritesPrompts,
+)
 from promptloop.terminal import echo, progress_bar, warn
 
 UsageError: Any = typer.BadParameter.__mro__[1]  # what the parser raises for bad input
@@ -21,73 +49,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-
-Out = Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="New or empty folder to write to.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what an earlier run wrote there.")]
-Seed = Annotated[int, typer.Option(help="Seed of the first sample; the next has seed + 1.")]
-Count = Annotated[int, typer.Option("-n", metavar="N", help="Samples of each query.")]
-Backbone = Annotated[
-    str,
-    typer.Option(metavar="DIR|ID", help="mini-turbo, mini-unet, mini-flow, a diffusers folder or a hub id."),
-]
-WritesPrompts = Annotated[
-    str,
-    typer.Option(
-        metavar="DIR|ID|URL#MODEL|none",
-        help="mini-policy, mini-vlm, a chat model's folder or hub id, a server's address#model, or none.",
-    ),
-]
-Refinements = Annotated[
-    int | None,
-    typer.Option(
-        metavar="N",
-        help="How often the prompt is written, first step included; at most once in each step of the "
-        "window.  [default: 5, or once in each step where there are fewer]",
-    ),
-]
-Window = Annotated[
-    tuple[float, float] | None,
-    typer.Option(
-        metavar="START END",
-        help="Refine inside this part of the trajectory, and at the first step.  "
-        "[default: 0 0.75 for mini-turbo, 0.15 0.55 for mini-unet and mini-flow, else 0 1]",
-    ),
-]
-OpenLoop = Annotated[bool, typer.Option("--open-loop", help="Write all prompts beforehand, without looking.")]
-Delay = Annotated[
-    int, typer.Option(metavar="N", help="Steps that are done with the old prompt while a new one is written.")
-]
-Steps = Annotated[
-    int | None, typer.Option(metavar="N", help="Denoising steps.  [default: the backbone's usual]")
-]
-Guidance = Annotated[
-    float | None,
-    typer.Option(metavar="SCALE", help="Classifier-free; 1 is without.  [default: the backbone's usual]"),
-]
-Negative = Annotated[str, typer.Option(metavar="TEXT", help="Negative prompt.")]
-Temperature = Annotated[float, typer.Option(help="Of the policy's drafts; 0 takes the likeliest.")]
-Compare = Annotated[bool, typer.Option("--compare", help="Also sample the query alone, from the same noise.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")]
-Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16.")]
-Size = Annotated[
-    int, typer.Option(metavar="PIXELS", help="Side of the images.  [default: what the backbone is made for]")
-]
-Lora = Annotated[
-    list[str] | None,
-    typer.Option("--lora", metavar="[NAME=]PATH[:WEIGHT]", help="A LoRA of the backbone; may be repeated."),
-]
-Offload = Annotated[
-    str, typer.Option(help="none; model or sequential: weights wait in main memory (slower, for small GPUs).")
-]
-Tiling = Annotated[bool, typer.Option("--vae-tiling", help="Decode in overlapping tiles.")]
-Told = Annotated[
-    float | None,
-    typer.Option(
-        metavar="SCALE", help="What FLUX.1-dev is told, guidance distilled into it.  [default: 3.5]"
-    ),
-]
-Slicing = Annotated[bool, typer.Option("--vae-slicing", help="Decode one image at a time.")]
-MaxBatch = Annotated[int, typer.Option(metavar="N", help="Samples that run together.")]
 
 
 @app.command(
@@ -118,6 +79,8 @@ def generate(
     vae_tiling: Tiling = False,
     vae_slicing: Slicing = False,
     embedded_guidance: Told = None,
+    control: Steered = None,
+    solver: Solved = "",
     overwrite: Overwrite = False,
 ) -> None:
     """Make images of QUERY and show how each came about."""
@@ -215,6 +178,18 @@ def train(
     except Stopped as stop:
         echo(f"promptloop: {stop}", err=True) if str(stop) else None
         raise typer.Exit(stop.code) from None
+
+
+@app.command(epilog="Example: promptloop methods fk")
+def methods(
+    name: Annotated[
+        str, typer.Argument(metavar="[NAME]", help="One of them, with its settings; none lists all.")
+    ] = "",
+) -> None:
+    """List what --control takes: every method with what it needs and costs."""
+    from promptloop.recipes.methods import listed, told
+
+    echo(told(name) if name else listed())
 
 
 @app.command(epilog="Example: promptloop reproduce C1 C3 --quick --out results")

@@ -79,8 +79,8 @@ def stochastic(draw: Draw, name: str) -> Draw:
         if transition.deterministic and not at_last_step(state):
             raise ValueError(
                 f"{name} chooses between draws of a step, but step {state.step} of {state.run.solver} is "
-                "deterministic (eta 0): all draws are the same point; use DDIM(eta=1), FlowSDE(), "
-                "DanceSDE() or CPS()"
+                "deterministic (eta 0): all draws are the same point; use DDIM(eta=1), FlowSDE(), DanceSDE() "
+                "or CPS(); on the command line --solver ddim:eta=1, flow-sde, dance-sde or cps"
             )
         return draw(state, transition)
 

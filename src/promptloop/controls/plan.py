@@ -20,9 +20,7 @@ def inside(refinements: int, steps: int, window: tuple[float, float], delay: int
 
     ValueError when the refinements do not fit into them and the first step.
     """
-    start, end = (math.ceil(round(fraction * steps, 6)) for fraction in window)
-    places = range(start, min(end, steps - delay))
-    room = len(places) + (start > 0 and steps > delay)
+    places, room = room_for(steps, window, delay)
     if refinements > room:
         late = f" and delay {delay}" if delay else ""
         raise ValueError(
@@ -30,6 +28,13 @@ def inside(refinements: int, steps: int, window: tuple[float, float], delay: int
             f"{room}; give fewer refinements, more steps or a wider window"
         )
     return places
+
+
+def room_for(steps: int, window: tuple[float, float], delay: int = 0) -> tuple[range, int]:
+    """The steps of the window before which a draft can be written, and how many fit with the first step's."""
+    start, end = (math.ceil(round(fraction * steps, 6)) for fraction in window)
+    places = range(start, min(end, steps - delay))
+    return places, len(places) + (start > 0 and steps > delay)
 
 
 def even_steps(

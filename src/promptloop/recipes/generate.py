@@ -12,11 +12,14 @@ import torch
 from torch import Tensor
 
 from promptloop.controls.guidance import CFG
+from promptloop.controls.plan import room_for
 from promptloop.controls.prompt import PromptLoop
 from promptloop.denoisers.denoiser import Denoiser
 from promptloop.denoisers.memory import lowering, told
+from promptloop.ledger import Ledger
 from promptloop.policies.contract import Draft, Policy
-from promptloop.recipes import parts, trace
+from promptloop.recipes import parts
+from promptloop.recipes.described import describe, levels_of
 from promptloop.recipes.film import Clock, Film
 from promptloop.recipes.folder import check, save
 from promptloop.recipes.job import Job
@@ -24,8 +27,10 @@ from promptloop.recipes.parts import Part
 from promptloop.recipes.progress import Progress, silent
 from promptloop.recipes.score import score, unscored
 from promptloop.recipes.shot import Frame, Note, Picture, Shot, pixels
+from promptloop.recipes.steering import Steering, steering
 from promptloop.recipes.usual import usual
-from promptloop.sample import Control, Level, State, default_solver, sample
+from promptloop.sample import Control, State
+from promptloop.solvers import default_solver
 from promptloop.timing import Stopwatch, TimedPolicy
 
 REFINEMENTS = 5  # unless told otherwise
@@ -78,6 +83,8 @@ def generate(
     vae_tiling: bool = False,
     vae_slicing: bool = False,
     embedded_guidance: float | None = None,
+    control: str | Sequence[str] | None = None,
+    solver: str = "",
     out: str | Path | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
@@ -86,7 +93,7 @@ def generate(
 
     `Job` says what the settings mean. `backbone` and `policy` may also be objects, whose trace cannot be
     replayed. `window`, `steps` and `guidance` None are the backbone's usual ones (`usual`), `refinements`
-    None is five, or one for each step where there are fewer. `out` is a new or empty folder to write to
+    None is five, or as many as fit where that is fewer. `out` is a new or empty folder to write to
     (`overwrite` to reuse one). ValueError on bad values, before anything is loaded where possible.
     """
     queries = (query,) if isinstance(query, str) else tuple(query)
@@ -95,10 +102,10 @@ def generate(
         window = its.window if window is None else window
         steps = its.steps if steps is None else steps
         guidance = its.guidance if guidance is None else guidance
-    refinements = min(REFINEMENTS, max(steps, 1)) if refinements is None else refinements
+    refinements = fitting(steps, window, delay) if refinements is None else refinements
     job = Job(queries, named(backbone), named(policy), refinements, window, open_loop, steps, guidance,
               negative, temperature, seed, n, compare, device, dtype, max_batch, delay, size, specs(lora),
-              offload, vae_tiling, vae_slicing, embedded_guidance)  # fmt: skip
+              offload, vae_tiling, vae_slicing, embedded_guidance, specs(control), solver)  # fmt: skip
     if not isinstance(backbone, str):
         settled(job)
     folder = None if out is None else check(Path(out), overwrite)
@@ -109,9 +116,16 @@ def generate(
     return made if folder is None else written(made, folder, watch, tell)
 
 
-def specs(lora: str | Sequence[str] | None) -> tuple[str, ...]:
-    """One [NAME=]PATH[:WEIGHT] or several, as a tuple."""
-    return () if lora is None else (lora,) if isinstance(lora, str) else tuple(lora)
+def specs(given: str | Sequence[str] | None) -> tuple[str, ...]:
+    """One [NAME=]PATH[:WEIGHT] of a LoRA, or NAME:SETTING=VALUE,... of a control, or several, as a tuple."""
+    return () if given is None else (given,) if isinstance(given, str) else tuple(given)
+
+
+def fitting(steps: int, window: tuple[float, float], delay: int) -> int:
+    """REFINEMENTS, or as many as fit; what cannot run at all is `Job`'s to refuse."""
+    if steps < 1 or not 0 <= window[0] < window[1] <= 1:
+        return REFINEMENTS
+    return max(min(REFINEMENTS, room_for(steps, window, delay)[1]), 1)
 
 
 def settled(job: Job) -> None:
@@ -139,7 +153,7 @@ def load(
     for name, role in [(name, role) for name, role in names if isinstance(name, str)]:
         parts.locate(name, role)
     if isinstance(backbone, str):
-        first = parts.backbone(backbone, device, dtype, lora=job.lora, size=job.size, offload=job.offload,
+        first = parts.backbone(backbone, device, dtype, lora=job.loras, size=job.size, offload=job.offload,
                                tiling=job.vae_tiling, slicing=job.vae_slicing,
                                embedded_guidance=job.embedded_guidance)  # fmt: skip
     else:
@@ -155,17 +169,22 @@ def load(
 
 def run(job: Job, backbone: Part, policy: Part | None, watch: Stopwatch, tell: Progress) -> Generated:
     """The job on loaded parts, nothing written."""
-    steps = job.refined_of(len(levels_of(job, backbone.value)) - 1)
+    denoiser: Denoiser = backbone.value
+    with watch("load"):
+        steered = steering(job.control, job.solver, denoiser, job.device)
+    solver = steered.solver or default_solver(denoiser)
+    steps = job.refined_of(len(levels_of(job, denoiser, solver)) - 1)
     looped: list[Control] = []
     if policy is not None:
         timed = TimedPolicy(policy.value, watch)
         kind: Literal["open", "closed"] = "open" if job.open_loop else "closed"
         looped = [PromptLoop(timed, job.refinements, job.window, loop=kind, delay=job.delay)]
     phase = "refining" if looped else "sampling"
-    pictures = shoot(job, backbone.value, looped, steps, watch, tell, phase)
+    pictures, ledger = shoot(job, denoiser, looped, steered, steps, watch, tell, phase)
     bases: Sequence[Picture | None] = [None] * len(pictures)
-    if job.compare and policy is not None:
-        bases = shoot(job, backbone.value, [], steps, watch, tell, "sampling the query alone")
+    if job.compare:
+        alone = Steering(solver=steered.solver)
+        bases, _ = shoot(job, denoiser, [], alone, steps, watch, tell, "sampling the query alone")
     why = {query: unscored(query, backbone.embedded) for query in job.queries}
     with watch("score"):
         graded = [graded_where(why, job, row) for row in (pictures, bases)]
@@ -173,39 +192,47 @@ def run(job: Job, backbone: Part, policy: Part | None, watch: Stopwatch, tell: P
         Shot(i, query, seed, picture, base)  # type: ignore[arg-type]
         for i, ((query, seed), picture, base) in enumerate(zip(job.samples, *graded, strict=True))
     )
-    return Generated(shots, describe(job, backbone, policy, shots, why, steps, watch))
+    return Generated(shots, describe(job, backbone, policy, shots, why, steps, watch, solver, ledger))
 
 
 def shoot(
     job: Job,
     denoiser: Denoiser,
-    controls: list[Control],
+    looped: list[Control],
+    steered: Steering,
     steps: tuple[int, ...],
     watch: Stopwatch,
     tell: Progress,
     phase: str,
-) -> list[Picture]:
-    """Samples every (query, seed) of the job under `controls` and CFG; frames are kept at `steps`."""
+) -> tuple[list[Picture], Ledger]:
+    """Samples every (query, seed) under `looped`, CFG and `steered`; frames at `steps`; the cost."""
     queries, seeds = zip(*job.samples, strict=True)
-    done, total = 0, (len(levels_of(job, denoiser)) - 1) * -(-len(seeds) // job.max_batch)
+    solver = steered.solver or default_solver(denoiser)
+    done, total = 0, (len(levels_of(job, denoiser, solver)) - 1) * -(-len(seeds) // job.max_batch)
 
     def on_step(state: State) -> None:
-        nonlocal done
+        nonlocal done, total
         done += state.step > 0
+        total = max(total, done)  # a search runs the loop again and again
         tell(phase, done, total)
 
-    everything = [*controls, CFG(job.guidance, job.negative or None), Film(steps, watch), Clock(watch)]
+    guided = [] if steered.guides else [CFG(job.guidance, job.negative or None)]
+    everything = [*looped, *guided, *steered.controls, Film(steps, watch), Clock(watch)]
     repeatable = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True)
     with watch("loop"), repeatable:
-        result = sample(
+        result = steered.sample(
             denoiser,
             queries,
             seeds=seeds,
             steps=job.steps,
             controls=everything,
             max_batch=job.max_batch,
-            decode=False,
             on_step=on_step,
+        )
+    if len(result.state) != len(queries):
+        raise ValueError(
+            f"the controls keep {len(result.state)} samples of {len(queries)}; here one of each is wanted: "
+            "give kept=1, or pick=draw or best"
         )
     with watch("decode"), torch.no_grad():
         latents = result.state.x.split(job.max_batch)
@@ -214,7 +241,7 @@ def shoot(
     memory = result.state.memory
     frames = memory["frames"].permute(0, 1, 3, 4, 2).numpy() if steps else [()] * len(images)
     drafts = memory.get("drafts", [()] * len(images))
-    return [
+    pictures = [
         Picture(
             pixels(image),
             tuple(Frame(step, frame) for step, frame in zip(steps, row, strict=True)),
@@ -222,6 +249,7 @@ def shoot(
         )
         for image, row, written in zip(images, frames, drafts, strict=True)
     ]
+    return pictures, result.ledger
 
 
 def noted(step: int, draft: Draft) -> Note:
@@ -246,47 +274,6 @@ def graded_where(why: dict[str, str | None], job: Job, row: Sequence[Picture | N
         for i, picture, grade in zip(rows, found, scores, strict=True):
             graded[i] = Picture(picture.image, picture.frames, picture.notes, grade)
     return graded
-
-
-def describe(
-    job: Job,
-    backbone: Part,
-    policy: Part | None,
-    shots: Sequence[Shot],
-    why: dict[str, str | None],
-    steps: Sequence[int],
-    watch: Stopwatch,
-) -> dict[str, Any]:
-    """The run as plain JSON."""
-    denoiser: Denoiser = backbone.value
-    solver = default_solver(denoiser)
-    levels = levels_of(job, denoiser)
-    return {
-        "format": trace.FORMAT,
-        "job": job.as_dict(),
-        "environment": trace.environment(denoiser.device),
-        "backbone": {
-            **backbone.as_dict(),
-            "solver": repr(solver) if solver.levels(job.steps) is None else type(denoiser.scheduler).__name__,
-            "levels": [[level.alpha, level.sigma, level.t] for level in levels],
-        },
-        "policy": policy and policy.as_dict(),
-        "refinement_steps": list(steps) if policy else [],
-        "cut_queries": cut_queries(job, denoiser),
-        "seconds": {phase: round(seconds, 3) for phase, seconds in watch.seconds.items()},
-        "samples": [trace.sample_entry(shot, why[shot.query]) for shot in shots],
-    }
-
-
-def levels_of(job: Job, denoiser: Denoiser) -> Sequence[Level]:
-    """The noise levels the job visits."""
-    return default_solver(denoiser).levels(job.steps) or denoiser.levels(job.steps)
-
-
-def cut_queries(job: Job, denoiser: Denoiser) -> dict[str, tuple[int, int]]:
-    """(tokens, limit) of each query that is longer than the text encoder reads."""
-    counts = {query: (denoiser.count_tokens(query), denoiser.text_limit) for query in job.queries}
-    return {query: (tokens, limit) for query, (tokens, limit) in counts.items() if tokens > limit}
 
 
 def stacked(pictures: Sequence[Picture]) -> Tensor:

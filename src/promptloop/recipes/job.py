@@ -10,6 +10,7 @@ from typing import Any, final
 
 from promptloop.controls.plan import check_delay, even_steps
 from promptloop.denoisers.memory import OFFLOADS
+from promptloop.recipes import steering
 
 KINDS: dict[str, Any] = {
     "tuple": list,
@@ -20,7 +21,7 @@ KINDS: dict[str, Any] = {
     "bool": bool,
 }  # in JSON
 LONGEST = 4000  # characters of a query: more than any supported text encoder reads
-LISTS = ("queries", "window", "lora")  # tuples here, lists in JSON
+LISTS = ("queries", "window", "lora", "control")  # tuples here, lists in JSON
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -32,8 +33,9 @@ class Job:
     `backbone` and `policy` are names of embedded models, folders, hub ids or "package.module:name"; policy
     "none" samples the query alone. `compare` adds that for every sample, from the same noise. `size` is the
     images' side in pixels, 0 what the backbone makes unless told otherwise. `lora` are [NAME=]PATH[:WEIGHT];
-    `offload`, `vae_tiling`, `vae_slicing` and `embedded_guidance` as in `load`. ValueError on values that
-    cannot run.
+    `offload`, `vae_tiling`, `vae_slicing` and `embedded_guidance` as in `load`. `control` are methods as
+    NAME:SETTING=VALUE,... (`promptloop methods`), `solver` is NAME:eta=NUMBER, one of diffusers' schedulers
+    or "", the backbone's own. ValueError on values that cannot run.
     """
 
     queries: tuple[str, ...]
@@ -59,6 +61,8 @@ class Job:
     vae_tiling: bool = False
     vae_slicing: bool = False
     embedded_guidance: float | None = None
+    control: tuple[str, ...] = ()
+    solver: str = ""
 
     def __post_init__(self) -> None:
         if not self.queries:
@@ -86,9 +90,10 @@ class Job:
             raise ValueError(
                 "a negative prompt does nothing at guidance 1; give --guidance above 1, or leave it out"
             )
-        if self.compare and self.policy == "none":
+        steering.check(self.control, self.solver)
+        if self.compare and self.policy == "none" and not self.control:
             raise ValueError(
-                "compare needs a policy: with policy none every image is the query's own already"
+                "compare needs a policy or a control: without them every image is the query's own already"
             )
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype is {self.dtype!r}; choose one of {', '.join(DTYPES)}")
@@ -111,6 +116,11 @@ class Job:
         """(query, seed) of every sample, in order: query by query."""
         return [(query, self.seed + i) for query in self.queries for i in range(self.n)]
 
+    @property
+    def loras(self) -> tuple[str, ...]:
+        """`lora`, and those that controls name by a path, switched off."""
+        return (*self.lora, *(f"{name}={path}:0" for path, name in steering.loras(self.control).items()))
+
     def as_dict(self) -> dict[str, Any]:
         lists = {name: list(getattr(self, name)) for name in LISTS}
         return {**asdict(self), **lists}
@@ -119,7 +129,7 @@ class Job:
     def from_dict(values: Mapping[str, Any]) -> Job:
         """The job written down by `as_dict`; ValueError on settings that are missing or unknown."""
         since = {"delay": 0, "size": 0, "lora": [], "offload": "none", "vae_tiling": False,
-                 "vae_slicing": False, "embedded_guidance": None}  # fmt: skip
+                 "vae_slicing": False, "embedded_guidance": None, "control": [], "solver": ""}  # fmt: skip
         values = {**since, **values}  # not in the traces of earlier versions
         known = {field.name for field in fields(Job)}
         wrong = sorted(known ^ set(values))

@@ -92,9 +92,8 @@ class Senses:
                 found.update(name.encode() + weight.half().cpu().numpy().tobytes())
         return found.hexdigest()[:16]
 
-    @torch.no_grad()
     def see(self, images: Tensor) -> Tensor:
-        """[B, P, vision] of images [B, 3, H, W] in [0, 1]."""
+        """[B, P, vision] of images [B, 3, H, W] in [0, 1]; gradients flow to the images."""
         return self.vision(pixel_values=images.float() * 2 - 1).last_hidden_state
 
     @torch.no_grad()
@@ -108,7 +107,7 @@ class Senses:
 class JudgeReward:
     """The judge as a reward: raw Bradley-Terry scores [B], about -4 to 4, not calibrated, CPU."""
 
-    differentiable = False
+    differentiable = True
 
     def __init__(self, folder: str | Path | None = None) -> None:
         from safetensors.torch import load_file
@@ -124,7 +123,6 @@ class JudgeReward:
                 "train it again: python -m promptloop.world.judge --out DIR"
             )
 
-    @torch.no_grad()
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         return self.judge(self.senses.see(images.cpu()), *self.senses.hear(prompts))
 

@@ -1,0 +1,122 @@
+"""The methods: what each does, needs and costs, and what makes it of `--control NAME:SETTING=VALUE,...`."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from typing import Any, final
+
+from promptloop.names import one_of
+from promptloop.recipes.training import found
+
+ANY = "any reward"
+GRADIENT = "a differentiable reward"
+DRAWS = "a solver that draws"
+CONTROL, DRIVER, OWN = "--control", "--control, one at most", "its own options"
+
+
+@final
+@dataclass(frozen=True)
+class Method:
+    """`made` is the "module:name" of a control, of a way to take a step, or of a search above the loop."""
+
+    made: str
+    needs: str
+    costs: str
+    given: str = CONTROL
+
+
+METHODS: dict[str, Method] = {
+    "prompt-loop": Method("promptloop.controls.prompt:PromptLoop", "a policy", "1; the policy's tokens", OWN),
+    "rewrite": Method("promptloop.controls.prompt:Rewrite", "a policy", "1; one answer", OWN),
+    "scheduled": Method("promptloop.controls.prompt:Scheduled", "a prompt for each step", "1"),
+    "cfg": Method("promptloop.controls.guidance:CFG", "", "2 inside its window"),
+    "prompt-guidance": Method("promptloop.controls.guidance:PromptGuidance", "a policy", "2"),
+    "rlg": Method("promptloop.controls.tuned:RLG", "a LoRA or a second backbone", "2; 1 at w 0 and 1"),
+    "blend": Method("promptloop.controls.tuned:Blend", "LoRAs or backbones", "1 a model; steps=draw: 1"),
+    "reward-gradient": Method(
+        "promptloop.controls.gradients:RewardGradient", GRADIENT, "1 and a backward pass"
+    ),
+    "loss-guidance": Method(
+        "promptloop.controls.gradients:LossGuidance", GRADIENT, "1 and a backward pass; `samples` rewards"
+    ),
+    "noisy-reward-gradient": Method(
+        "promptloop.controls.gradients:NoisyRewardGradient", "a reward of noisy latents", "1"
+    ),
+    "ascent": Method("promptloop.controls.gradients:Ascent", GRADIENT, "1; `steps` rewards"),
+    "recurrence": Method("promptloop.controls.recurrence:Recurrence", "a solver of ours", "`times`"),
+    "doit": Method(
+        "promptloop.controls.doob:DOIT", f"{ANY}, {DRAWS}", "1 and a backward pass; `samples` rewards"
+    ),
+    "fk": Method("promptloop.controls.particles:FK", f"{ANY}, {DRAWS}", "`particles`"),
+    "das": Method(
+        "promptloop.controls.particles:DAS",
+        f"{GRADIENT}, {DRAWS}",
+        "2 `particles`, with backward passes",
+    ),
+    "svdd": Method("promptloop.controls.candidates:SVDD", f"{ANY}, {DRAWS}", "`candidates`, and 1"),
+    "demon": Method("promptloop.controls.candidates:Demon", f"{ANY}, {DRAWS}", "`candidates`, and 1"),
+    "best-of": Method("promptloop.controls.noise:BestOf", ANY, "`of`; fewer where pruned"),
+    "zero-order": Method("promptloop.controls.search:zero_order", ANY, "1 + `rounds` x `neighbours`", DRIVER),
+}  # costs: evaluations of the denoiser, for each it would make without (guidance doubles both)
+
+
+def method_named(name: str) -> Any:
+    """What makes the method; ValueError with the nearest name."""
+    return found(METHODS[one_of(name, METHODS, "method")].made)
+
+
+def is_driver(name: str) -> bool:
+    """Whether it runs the loop again and again, instead of acting inside it."""
+    return METHODS[name].given == DRIVER
+
+
+def settings_of(made: Callable[..., Any]) -> dict[str, Any]:
+    """Setting -> its default (MISSING where it has none) of a control or a search."""
+    if is_dataclass(made):
+        return {f.name: f.default_factory() if f.default_factory is not MISSING else f.default
+                for f in fields(made)}  # fmt: skip
+    given = inspect.signature(made).parameters.values()
+    return {
+        p.name: MISSING if p.default is p.empty else p.default
+        for p in given
+        if p.kind is p.KEYWORD_ONLY and p.name != "seeds"
+    }
+
+
+def listed() -> str:
+    """Every method, one a line: name, what it is, needs, cost."""
+    width = max(map(len, METHODS))
+    rows = ["promptloop generate ... --control NAME:SETTING=VALUE,...; the methods (promptloop methods NAME"
+            " tells more):", ""]  # fmt: skip
+    for name, method in METHODS.items():
+        needs = f"; needs {method.needs}" if method.needs else ""
+        rows.append(f"  {name:{width}}  {first_sentence(name)}")
+        rows.append(f"  {'':{width}}    evaluations {method.costs}{needs}")
+    return "\n".join(rows)
+
+
+def first_sentence(name: str) -> str:
+    """The first line of its docstring."""
+    return (inspect.getdoc(method_named(name)) or "").split("\n")[0]
+
+
+def told(name: str) -> str:
+    """All about one method: its docstring, settings with defaults, and how it is given."""
+    made, method = method_named(name), METHODS[name]
+    lines = [f"{name}: {inspect.getdoc(made)}", "", "Settings:"]
+    for setting, default in settings_of(made).items():
+        lines.append(f"  {setting}" + ("" if default is MISSING else f" = {spelled(default)}"))
+    lines += ["", f"Needs: {method.needs or 'nothing'}.", f"Evaluations of the denoiser: {method.costs}."]
+    lines += [f"On the command line: {method.given}.", f"In Python: {method.made.replace(':', '.')}."]
+    return "\n".join(lines)
+
+
+def spelled(value: Any) -> str:
+    """A setting's value as it is written in a control: lists with + between."""
+    if isinstance(value, tuple | list):
+        return "+".join(map(spelled, value))
+    if isinstance(value, dict):
+        return "+".join(f"{k}:{v}" for k, v in value.items()) or "none"
+    return str(value).lower() if isinstance(value, bool) or value is None else str(value)

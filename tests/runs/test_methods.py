@@ -1,0 +1,130 @@
+"""Every method of `promptloop methods` from the command line's words to pictures, on the embedded models."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import promptloop
+from promptloop.recipes import methods
+from promptloop.world import study
+
+QUERY = "two jade stars right of a golden disc"
+TUNED = str(study("tuned", 0))
+BRIGHT = """
+from dataclasses import dataclass
+
+class Noisy:
+    differentiable = True
+
+    def __call__(self, x, level, queries):
+        return x.mean(dim=(1, 2, 3))
+
+noisy = Noisy()
+"""
+GIVEN = {  # method -> its settings and, where it needs one, a solver that draws
+    "scheduled": ("prompts=0:a jade star+2:two jade stars", ""),
+    "cfg": ("scale=2,window=0+0.5", ""),
+    "prompt-guidance": ("w=1.5", ""),
+    "rlg": (f"tuned={TUNED},w=1.6", ""),
+    "blend": (f"tuned={TUNED},weights=1,strength=0.5", ""),
+    "reward-gradient": ("reward=preference,scale=2,through=noise,limit=0.5", ""),
+    "loss-guidance": ("reward=preference,scale=2,samples=2", ""),
+    "noisy-reward-gradient": ("reward=noisy_reward:noisy,scale=2", ""),
+    "ascent": ("reward=preference,rate=0.05", ""),
+    "recurrence": ("times=2", ""),
+    "doit": ("reward=oracle,samples=2", ""),
+    "fk": ("reward=oracle,particles=2,every=1", "ddim:eta=1"),
+    "das": ("reward=preference,particles=2,strength=2", "ddim:eta=1"),
+    "svdd": ("reward=oracle,candidates=2", "ddim:eta=1"),
+    "demon": ("reward=oracle,candidates=2", "ddim:eta=1"),
+    "best-of": ("reward=oracle,of=2,prune=1:1", ""),
+    "zero-order": ("reward=oracle,rounds=1,neighbours=1", ""),
+}
+
+
+def run(control: str | list[str] | None, solver: str = "", **settings: Any) -> Any:
+    given: dict[str, Any] = {"backbone": "mini-unet", "policy": "none", "steps": 3, "n": 1} | settings
+    return promptloop.generate(QUERY, control=control, solver=solver, **given)
+
+
+@pytest.fixture(scope="module")
+def plain() -> dict[str, torch.Tensor]:
+    return {solver: run(None, solver).images for solver in ("", "ddim:eta=1")}
+
+
+@pytest.mark.parametrize("name", [n for n, m in methods.METHODS.items() if m.given != methods.OWN])
+def test_every_method_steers(
+    name: str, plain: dict[str, torch.Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fails for a method of the table that no run can be given, that changes nothing (what chooses may keep
+    the first), or whose cost is not counted.
+    """
+    (tmp_path / "noisy_reward.py").write_text(BRIGHT)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    sys.modules.pop("noisy_reward", None)
+    settings, solver = GIVEN[name]
+    made = run(
+        f"{name}:{settings}",
+        solver,
+        policy="promptloop.policies:Identity" if name == "prompt-guidance" else "none",
+    )
+    assert made.images.isfinite().all()
+    chooses = name in ("best-of", "prompt-guidance", "fk") or methods.is_driver(name)
+    assert chooses or not torch.equal(made.images, plain[solver])
+    cost = made.trace["cost"]
+    assert cost["evaluations"] >= (4 if name == "cfg" else 6)
+    assert (cost["rewards"] > 0) == ("reward=" in settings)
+
+
+def test_identities_on_the_command_line(plain: dict[str, torch.Tensor]) -> None:
+    """Bitwise the plain run: a LoRA of weight 0, one particle, one candidate, one noise, no round."""
+    for spec in (f"rlg:tuned={TUNED},w=0", "best-of:reward=oracle,of=1", "zero-order:reward=oracle,rounds=0"):
+        assert torch.equal(run(spec).images, plain[""]), spec
+    for spec in ("fk:reward=oracle,particles=1", "svdd:reward=oracle,candidates=1"):
+        assert torch.equal(run(spec, "ddim:eta=1").images, plain["ddim:eta=1"]), spec
+    tuned = run(None, lora=f"{TUNED}/adapter_model.safetensors:1")
+    assert torch.equal(run(f"rlg:tuned={TUNED},w=1").images, tuned.images)
+
+
+def test_methods_compose_with_a_policy_and_replay(tmp_path: Path, command: Callable[..., Any]) -> None:
+    """Policy, tuned weights, RLG and particles in one command; the trace makes the same pixels again."""
+    out = str(tmp_path / "out")
+    code, said, err = command(
+        "generate", QUERY, "--backbone", "mini-unet", "--steps", "4", "-n", "2", "--solver", "ddim:eta=1",
+        "--control", f"rlg:tuned={TUNED},w=1.6", "--control", "fk:reward=oracle,particles=2,every=2",
+        "--compare", "--out", out,
+    )  # fmt: skip
+    assert code == 0, err
+    trace = json.loads(Path(out, "trace.json").read_text())
+    assert trace["cost"]["rewards"] == 2 * 2 * 2 and trace["backbone"]["solver"] == "DDIM(eta=1.0)"
+    code, said, err = command("replay", out)
+    assert code == 0 and "every pixel" in said, err
+
+
+def test_the_list_and_one_method(command: Callable[..., Any]) -> None:
+    code, said, _ = command("methods")
+    assert code == 0 and all(f"\n  {name} " in said for name in methods.METHODS)
+    code, said, _ = command("methods", "fk")
+    assert code == 0 and "particles = 4" in said
+    code, _, err = command("methods", "dask")
+    assert code == 2 and "did you mean 'das'?" in err and "Traceback" not in err
+
+
+def test_what_a_run_cannot_be_steered_by_is_one_sentence(command: Callable[..., Any]) -> None:
+    """Particles need a solver that draws; kept images must be one for each sample."""
+    for given, said in (
+        (["--backbone", "mini-unet", "--control", "fk:reward=oracle"], "--solver ddim:eta=1"),
+        (["--control", "best-of:reward=oracle,of=2,kept=2"], "give kept=1"),
+        (["--control", "das:reward=oracle"], "differentiable"),
+    ):
+        code, _, err = command(
+            "generate", QUERY, "--policy", "none", "--steps", "3", *given, "--out", "nowhere-to-be"
+        )
+        assert code == 2 and said in err and "Traceback" not in err, err
