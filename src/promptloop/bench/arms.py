@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, final
 
@@ -14,8 +14,8 @@ from promptloop.controls import CFG, PromptLoop
 from promptloop.policies.contract import Policy
 from promptloop.policies.shown import Blind, Shuffled
 from promptloop.rewards.contract import Reward, scored
-from promptloop.sample import Control, default_solver, sample
-from promptloop.solvers import Solver
+from promptloop.sample import Control, Sample, sample
+from promptloop.solvers import Solver, default_solver
 
 
 @final
@@ -39,10 +39,13 @@ class Way:
 @final
 @dataclass(frozen=True, eq=False)
 class Found:
-    """Scores [Q] by name, and what they cost for one image: denoiser calls, policy tokens, seconds."""
+    """Scores [Q] by name, what one image cost (denoiser calls, policy tokens, seconds), and the images
+    [Q, 3, H, W].
+    """
 
     scores: dict[str, Tensor]
     cost: dict[str, float]
+    images: Tensor
 
 
 @torch.no_grad()
@@ -55,17 +58,22 @@ def measured(
     *,
     seed: int,
     solver: Solver | None = None,
+    steered: Sequence[Control] = (),
+    run: Callable[..., Sample] = sample,
     max_batch: int = 100,
 ) -> Found:
-    """Query i is sampled from seed `seed` + i, the same in every arm; policy None: the query as it is."""
+    """Query i is sampled from seed `seed` + i, the same in every arm; policy None: the query as it is.
+
+    `steered` are the controls behind guidance, `run` is `sample` or a search above it.
+    """
     began = time.perf_counter()
     controls: list[Control] = [] if policy is None else [way.control(policy)]
-    end = sample(
+    end = run(
         denoiser,
         queries,
         steps=way.steps,
         solver=default_solver(denoiser) if solver is None else solver,
-        controls=[*controls, CFG(way.guidance)],
+        controls=[*controls, CFG(way.guidance), *steered],
         seeds=[seed + i for i in range(len(queries))],
         max_batch=max_batch,
     )
@@ -75,8 +83,10 @@ def measured(
     drafts = [draft for written in end.state.memory.get("drafts", ()) for draft in written]
     cost = {
         "denoiser calls": end.ledger.evaluations / len(queries),
+        "backward passes": end.ledger.backwards / len(queries),
+        "reward calls": end.ledger.rewards / len(queries),
         "policy tokens": sum(len(draft.tokens) for draft in drafts) / len(queries),
         "kept": sum(draft.kept is not None for draft in drafts) / max(len(drafts), 1),
         "seconds": seconds / len(queries),
     }
-    return Found(scores, cost)
+    return Found(scores, cost, end.images)

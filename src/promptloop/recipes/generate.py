@@ -227,6 +227,7 @@ def shoot(
             steps=job.steps,
             controls=everything,
             max_batch=job.max_batch,
+            decode=False,
             on_step=on_step,
         )
     if len(result.state) != len(queries):

@@ -42,10 +42,12 @@ class Steering:
         """Whether it has classifier-free guidance of its own."""
         return any(isinstance(control, CFG) for control in self.controls)
 
-    def sample(self, denoiser: Denoiser, prompts: Sequence[str], **options: Any) -> Sample:
-        """`sample`, or the search in its place."""
-        run = partial(sample, decode=False) if self.search is None else self.search
-        return run(denoiser, prompts, solver=self.solver, turn=self.turn, **options)
+    def sample(
+        self, denoiser: Denoiser, prompts: Sequence[str], *, decode: bool = True, **options: Any
+    ) -> Sample:
+        """`sample`, or the search in its place, which always decodes."""
+        run = partial(sample, decode=decode) if self.search is None else self.search
+        return run(denoiser, prompts, **{"solver": self.solver, "turn": self.turn, **options})
 
 
 # --- reading
