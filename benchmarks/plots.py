@@ -1,4 +1,4 @@
-"""The pictures of docs/world from the numbers beside them.
+"""The pictures of docs/world and docs/methods from the numbers committed beside them.
 
 python benchmarks/plots.py
 """
@@ -14,6 +14,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 FOLDER = Path(__file__).parents[1] / "docs" / "world"
+STEERING = FOLDER.parents[0] / "results" / "steering"
 INK, FIRST, SECOND, GREY = "#222222", "#2a6f97", "#c8553d", "#8a8a8a"
 
 
@@ -81,7 +82,46 @@ def headroom() -> None:
     figure.savefig(FOLDER / "headroom.png", dpi=130)
 
 
+def steering() -> None:
+    """Soft score of every method against its cost, once for each reward that steers."""
+    rows = {file.stem: json.loads(file.read_text()) for file in STEERING.glob("*.json")}
+    figure, axes = plt.subplots(1, 2, figsize=(12, 4.6), sharey=True)
+    for axis, reward in zip(axes, ("oracle", "preference"), strict=True):
+        names = sorted({key.split(f"-{reward}-")[0] for key in rows if f"-{reward}-" in key})
+        for name, colour in zip(names, plt.get_cmap("tab10").colors, strict=False):
+            keys = [key for key in rows if key.startswith(f"{name}-{reward}-")]
+            line = sorted(mean_at(rows[key]) for key in keys if not key.endswith("-policy"))
+            axis.plot(*zip(*line, strict=True), color=colour, lw=1.8, marker="o", ms=4, label=name)
+            paired = [mean_at(rows[key]) for key in keys if key.endswith("-policy")]
+            if paired:
+                axis.plot(*zip(*paired, strict=True), "*", color=colour, ms=11)
+        for key, label in (("base", "the query"), ("policy", "PromptLoop")):
+            cost, soft = mean_at(rows[key])
+            axis.axhline(soft, color=GREY, lw=1, ls=":")
+            axis.annotate(
+                label, (cost, soft), xytext=(2, 4), textcoords="offset points", color=INK, fontsize=9
+            )
+        what = "steered by the oracle itself" if reward == "oracle" else "steered by the learned reward"
+        axis.set_title(f"{what} (stars: behind PromptLoop)", color=INK, fontsize=11, loc="left")
+        axis.set_xscale("log", base=2)
+        axis.set_xlabel("evaluations of the denoiser for an image", color=INK)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(color="#ececec")
+        axis.legend(fontsize=8, frameon=False, ncol=2, loc="lower right")
+    axes[0].set_ylabel("soft oracle score, held-out queries", color=INK)
+    figure.tight_layout()
+    figure.savefig(FOLDER.parents[0] / "methods" / "steering.png", dpi=130)
+
+
+def mean_at(row: dict) -> tuple[float, float]:
+    """(evaluations, mean soft score) of a row."""
+    scores = row["scores"]["oracle"]
+    return row["cost"]["denoiser calls"], sum(map(sum, scores)) / sum(map(len, scores))
+
+
 if __name__ == "__main__":
+    if (STEERING / "base.json").exists():
+        steering()
     if list(FOLDER.glob("authority-*.json")):
         authority()
     if list(FOLDER.glob("headroom-*.json")):
