@@ -74,7 +74,7 @@ def check(levels: Iterable[Level]) -> tuple[Level, ...]:
 def asked_for(
     denoiser: Any, solver: Any, steps: int | None, levels: Iterable[Level] | None
 ) -> Sequence[Level]:
-    """The levels given, or those of so many steps, the solver's or the denoiser's; ValueError unless one is."""
+    """The levels given, or the solver's or denoiser's for so many steps; ValueError unless one is given."""
     if (steps is None) == (levels is None):
         raise ValueError("give either steps= or levels=")
     if levels is None:

@@ -27,7 +27,7 @@ from promptloop.sample import (
     trajectory,
 )
 from promptloop.schedules import Level, asked_for
-from promptloop.solvers import Scheduler, Solver
+from promptloop.solvers import Solver
 
 Turn = Callable[[State, Level], State]
 
@@ -55,7 +55,7 @@ class Route:
         return len(self.levels) - 1
 
     def opened(self, prompts: Sequence[str], seeds: Sequence[int], name: str) -> State:
-        """The states before the first step, controls started; ValueError for controls that make more of them."""
+        """The states before the first step; ValueError for controls that make more of them."""
         state = next(
             trajectory(
                 self.denoiser,
@@ -94,8 +94,8 @@ class Route:
                     self.on_step(state)
         if drawing is not None and not drawn:
             raise ValueError(
-                f"{drawing} draws several ways from one point, but {self.solver} is deterministic from step {begun} to "
-                f"step {step} (eta 0): all are the same; use DDIM(eta=1), FlowSDE(), DanceSDE() or CPS()"
+                f"{drawing} draws several ways from one point, but steps {begun} to {step} of {self.solver} "
+                "are deterministic (eta 0): all are the same; use DDIM(eta=1), FlowSDE(), DanceSDE() or CPS()"
             )
         return state
 
@@ -117,6 +117,8 @@ class Route:
 
 def route(
     denoiser: Any,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
     *,
     steps: int | None = None,
     levels: Sequence[Level] | None = None,
@@ -127,7 +129,9 @@ def route(
     turn: Turn | None = None,
     on_step: Callable[[State], None] | None = None,
 ) -> Route:
-    """The route of `sample` with these options. ValueError where they make none."""
+    """The route of `sample` with these options. ValueError where it would refuse them, prompts or seeds."""
+    if isinstance(prompts, str) or len(prompts) != len(seeds):
+        raise ValueError(f"{len(seeds)} seeds for prompts {prompts!r}; give two lists of the same length")
     solver = default_solver(denoiser) if solver is None else solver
     if max_batch is not None and max_batch < 1:
         raise ValueError(f"max_batch is {max_batch}; it must be at least 1")
@@ -135,9 +139,3 @@ def route(
     return Route(
         denoiser, levels, solver, tuple(controls), max_batch, lean, advance if turn is None else turn, on_step
     )
-
-
-def check_history(solver: Solver, name: str) -> None:
-    """ValueError for a diffusers scheduler, whose history cannot go back."""
-    if isinstance(solver, Scheduler):
-        raise ValueError(f"{name} goes back, which a diffusers scheduler cannot; give a solver of ours")

@@ -45,7 +45,7 @@ class Point:
         return self.value
 
     def child(self, step: int) -> Point:
-        """One more child, to be drawn. The first goes on with the sample's seed, the others with their own."""
+        """One more child, to be drawn at this step. The first keeps the seed, the others get their own."""
         number = len(self.children)
         made = Point(self, seed_of(self.seed, max(step, 0), f"child {number}") if number else self.seed)
         self.children.append(made)
@@ -81,7 +81,7 @@ class Shape:
             raise ValueError(f"growth is {self.growth}; give a power of the visits from 0 to 1")
 
     def depths(self, steps: int) -> list[int]:
-        """The step of each depth, the last one the end. None lies before the last step, which draws nothing."""
+        """The step of each depth, then the end. None starts the last step, which draws nothing."""
         places = [k * steps // self.branches for k in range(self.branches)]
         return [*(step for step in dict.fromkeys(places) if step < steps - 1), steps]
 
@@ -115,8 +115,7 @@ class Forest:
         drawing = self.name if rollouts > 1 else None
         for begun in range(0, rollouts, self.shape.together):
             count = min(self.shape.together, rollouts - begun)
-            found = [self._selected(root) for root in self.roots for _ in range(count)]
-            self._rolled_out([point for point in found if point is not None], drawing)
+            self._rolled_out([self._selected(root) for root in self.roots for _ in range(count)], drawing)
 
     def walk(self, root: Point, purpose: str) -> Point:
         """From the root to an end, by choice alone."""
@@ -128,18 +127,16 @@ class Forest:
     def _generator(self, root: Point, purpose: str) -> torch.Generator:
         return torch.Generator().manual_seed(seed_of(root.seed, 0, purpose))
 
-    def _selected(self, root: Point) -> Point | None:
-        """A new child of the point that may have one more (2506.20701, alg. 1, selection); None where the
-        walk comes to an end that is known.
+    def _selected(self, root: Point) -> Point:
+        """A new child of the first point that may have one more (2506.20701, alg. 1, selection). The last
+        point before the end always may, so that every rollout finds a new image.
         """
         point, generator = root, self._generator(root, f"walk {root.visits}")
         depths = self.shape.depths(self.route.steps)
         while True:
             full = len(point.children) >= self.shape.width * point.visits**self.shape.growth
             point.visits += 1
-            if point.depth == len(depths) - 1:
-                return None
-            if not full or not point.known:
+            if not full or not point.known or point.depth == len(depths) - 2:
                 return point.child(depths[point.depth])
             point = self.choose(point, generator)
 
@@ -156,12 +153,11 @@ class Forest:
                 state = start if state is None else join([state, start])
                 points += joining
             if state is None:
-                continue
+                continue  # nobody branches as early as here
             state = self.route.onward(state, step, drawing if depth else None)
             for row, point in enumerate(points):
                 point.batch, point.row = state, row
-        if state is None:
-            return
+        assert state is not None
         found = self.route.rewards(state, self.reward).tolist()
         for point, value in zip(points, found, strict=True):
             point.value = value
@@ -191,9 +187,8 @@ def gathered(points: Sequence[Point], seeded: Sequence[Point]) -> State:
     parts = []
     for places in batches.values():
         batch, rows = points[places[0]].batch, [points[k].row for k in places]
-        parts.append(
-            batch if rows == list(range(len(batch))) else batch.take(rows)
-        )  # whole: shared, not copied
+        whole = rows == list(range(len(batch)))  # then shared and not copied
+        parts.append(batch if whole else batch.take(rows))
     order = [k for places in batches.values() for k in places]
     state = join(parts)
     if order != sorted(order):

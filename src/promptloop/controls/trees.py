@@ -63,7 +63,13 @@ def dts(
     with counting() as tally:
         roots = tuple(Point(None, int(seed)) for seed in seeds)
         forest = Forest(
-            route(denoiser, **options), reward, shape, boltzmann(strength), tuple(prompts), roots, "dts"
+            route(denoiser, prompts, seeds, **options),
+            reward,
+            shape,
+            boltzmann(strength),
+            tuple(prompts),
+            roots,
+            "dts",
         )
         forest.grow(rollouts)
         ends = [forest.walk(root, f"draw {k}") for root in roots for k in range(draws)]
@@ -82,8 +88,8 @@ def dts_star(
     rollouts: int = 16,
     strength: float = math.inf,
     branches: int = 5,
-    width: float = 2.0,
-    growth: float = 0.8,
+    width: float = 1.0,
+    growth: float = 0.6,
     explore: float = 1.0,
     together: int = 1,
     **options: Any,
@@ -105,7 +111,13 @@ def dts_star(
     with counting() as tally:
         roots = tuple(Point(None, int(seed)) for seed in seeds)
         forest = Forest(
-            route(denoiser, **options), reward, shape, promising(explore), tuple(prompts), roots, "dts_star"
+            route(denoiser, prompts, seeds, **options),
+            reward,
+            shape,
+            promising(explore),
+            tuple(prompts),
+            roots,
+            "dts_star",
         )
         forest.grow(rollouts)
         by_value = replace(forest, choose=promising(0.0))
