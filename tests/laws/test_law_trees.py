@@ -43,7 +43,7 @@ def test_samples_follow_the_tilted_target() -> None:
 def test_modes_have_the_targets_masses() -> None:
     """G2: the target gives the last three of eight modes 0.777, 0.173, 0.039; the base 0.125 each.
 
-    Fails when children are drawn evenly, or a second child of a point is drawn with the first one's seed.
+    Fails when children are drawn evenly, or by the values of their first image alone.
     """
     many, (bed, exact) = 24, ring()
     options = {"levels": vp(8, curve="cosine"), "solver": DDIM(1.0), "strength": 1.0, "draws": 50}
@@ -56,9 +56,7 @@ def test_modes_have_the_targets_masses() -> None:
 
 
 def test_without_a_reward_the_tree_has_the_base_law() -> None:
-    """G1, strength 0, drawn from the trees: mean 0.3, variance 1. Fails when siblings share their noise from
-    the second step on, or first children are preferred.
-    """
+    """G1, strength 0, drawn from the trees: mean 0.3, variance 1. Fails when walks go to the best child."""
     many, bed = 300, Gaussian()
     options = {"levels": vp(4, curve="cosine"), "solver": Chain(), "strength": 0.0, "draws": 2}
     run = dts(
@@ -85,7 +83,7 @@ def test_one_rollout_is_the_plain_sampler(search: str, solver) -> None:
 
 @pytest.mark.parametrize("together", [1, 3])
 def test_more_rollouts_never_give_a_worse_image(together: int) -> None:
-    """Fails when walks depend on how many rollouts are asked for, or the last walk counts visits."""
+    """Fails when the last walk has the bonus for few visits, or values are not backed up to the root."""
     ends = [grown(dts_star, rollouts, together=together, width=1.0) for rollouts in range(1, 16, 2)]
     rewards = [end.state.memory["reward"] for end in ends]
     assert all((b >= a).all() for a, b in zip(rewards, rewards[1:], strict=False))
@@ -97,15 +95,32 @@ def test_more_rollouts_never_give_a_worse_image(together: int) -> None:
 
 
 def test_rollouts_cost_the_steps_below_their_branching_point() -> None:
-    """Two children a point: the third rollout begins at step 2 of 6, and so on. Fails when a rollout is
-    computed from the start, or a rollout gives no new image.
+    """Two children a point: the fourth rollout begins at step 2 of 6, and so on; growth 1 lets the root have
+    as many as rollouts. Fails when a rollout is computed from the start, gives no new image, or is no visit.
     """
     costs = [grown(dts_star, rollouts, width=2.0, growth=0.0, explore=0.0) for rollouts in range(1, 6)]
     spent = [run.ledger.evaluations // (2 * len(PROMPTS)) for run in costs]
     assert [b - a for a, b in zip(spent, spent[1:], strict=False)] == [6, 6, 4, 2]
+    costs = [grown(dts_star, rollouts, width=1.0, growth=1.0) for rollouts in range(1, 5)]
+    assert [run.ledger.evaluations for run in costs] == [2 * 6 * k * len(PROMPTS) for k in range(1, 5)]
     run = grown(dts_star, 40, width=1.0, growth=0.0)
     assert run.ledger.evaluations == 2 * (6 + 39 * 2) * len(PROMPTS)
     assert run.ledger.rewards == 40 * len(PROMPTS) and run.ledger.decodes == 41 * len(PROMPTS)
+
+
+@pytest.mark.parametrize("search", SEARCHES)
+def test_every_rollout_finds_a_new_image_and_the_first_do_not_know_how_many_follow(search: str) -> None:
+    """Fails when siblings share their noise, or walks are seeded by the number of rollouts."""
+    asked: dict[int, list[float]] = {}
+    for rollouts in (7, 30):
+        asked[rollouts] = []
+
+        def kept(images, queries, rollouts=rollouts):
+            asked[rollouts] += sum_of(images, queries).tolist()
+            return sum_of(images, queries)
+
+        grown(SEARCHES[search], rollouts, PROMPTS[:1], SEEDS[:1], reward=kept, width=1.0, growth=0.5)
+    assert asked[30][:7] == asked[7] and len(set(asked[30])) == 30
 
 
 @pytest.mark.parametrize("search", SEARCHES)
