@@ -34,8 +34,9 @@ def zero_order(
     reward never falls, and the first rounds do not depend on how many follow. `options` are those of
     `sample` (not `noise` and `decode`). memory["reward"] [B] has the rewards. rounds=0 is the plain sampler.
 
-    A search. Works with every solver (stochastic steps keep their noise); the reward is a black box. Costs
-    1 + rounds * neighbours whole runs and as many rewards. ValueError for settings that make no search.
+    A search. Stochastic steps keep their noise; the reward is a black box. Costs 1 + rounds * neighbours
+    whole runs and as many rewards. ValueError for settings that make no search, and where the solver forgets
+    the starting noise, as DDIM(eta=1) does from pure noise.
     """
     check_number("rounds", rounds, 0, "a number of rounds from 0")
     check_number("neighbours", neighbours, 1, "a number of neighbours from 1")
@@ -76,9 +77,8 @@ def evolutionary(
     sample. `options`, stochastic steps and memory are those of `zero_order`. The first generations do not
     depend on how many follow, and the reward never falls.
 
-    A search. Works with every solver; the reward is a black box. Costs population + generations *
-    (population - elites) whole runs and as many rewards. population=1 with generations=0 is the plain
-    sampler. ValueError for settings that make no search.
+    A search; the reward is a black box. Costs population + generations * (population - elites) whole runs
+    and as many rewards. population=1 with generations=0 is the plain sampler. ValueError as in `zero_order`.
     """
     check_number("population", population, 1, "a number of noises from 1")
     check_number("generations", generations, 0, "a number of generations from 0")
