@@ -170,6 +170,7 @@ WRONG = {
     "steps= or levels=": {"steps": 4},
     "max_batch": {"max_batch": 0},
     "two lists": {"seeds": [1, 2]},
+    "from 0 to 2": {"seeds": [-1]},
     "makes groups": {"controls": [BestOf(sum_of, 2)]},
     "no noise for|cannot choose": {"controls": [Streams(noise={0: 1})]},
 }
@@ -186,5 +187,7 @@ def test_refusals(search: str, said: str) -> None:
         dts(words(), ["up"], **options, strength=math.inf)
     with pytest.raises(ValueError, match="draws"):
         dts(words(), ["up"], **options, draws=0)
+    with pytest.raises(ValueError, match="two lists"):
+        SEARCHES[search](words(), [], **options | {"seeds": []})
     with pytest.raises(ValueError, match="explore"):
         dts_star(words(), ["up"], **options, explore=-1.0)

@@ -130,8 +130,8 @@ def route(
     on_step: Callable[[State], None] | None = None,
 ) -> Route:
     """The route of `sample` with these options. ValueError where it would refuse them, prompts or seeds."""
-    if isinstance(prompts, str) or len(prompts) != len(seeds):
-        raise ValueError(f"{len(seeds)} seeds for prompts {prompts!r}; give two lists of the same length")
+    if isinstance(prompts, str) or not prompts or len(prompts) != len(seeds):
+        raise ValueError(f"{len(seeds)} seeds for prompts {prompts!r}; give two lists of one length, from 1")
     solver = default_solver(denoiser) if solver is None else solver
     if max_batch is not None and max_batch < 1:
         raise ValueError(f"max_batch is {max_batch}; it must be at least 1")
