@@ -6,7 +6,7 @@ import torch
 
 from promptloop.controls import CFG, PromptLoop
 from promptloop.controls.paths import over_paths
-from promptloop.controls.search import evolutionary, zero_order
+from promptloop.controls.search import evolutionary
 from promptloop.controls.trees import dts, dts_star
 from promptloop.denoisers import load
 from promptloop.policies.fixed import Identity
@@ -20,14 +20,12 @@ PLAIN = {  # the settings with which a search is the plain sampler
     dts_star: {"rollouts": 1},
     over_paths: {"paths": 1, "copies": 0},
     evolutionary: {"population": 1, "generations": 0},
-    zero_order: {"rounds": 0},
 }
 SMALL = {  # settings -> evaluations without guidance, rewards, for one image in 5 steps
     dts: ({"rollouts": 3, "strength": 50.0, "width": 1.0, "growth": 0.0}, 5 + 2 * 2, 3),
     dts_star: ({"rollouts": 4, "width": 1.0, "growth": 0.0, "together": 2}, 5 + 5 + 2 * 2, 4),
     over_paths: ({"paths": 2, "copies": 1, "start": 0.6, "back": 0.4, "ahead": 0.8}, 2 * (5 + 4), 4),
-    evolutionary: ({"population": 3, "generations": 1, "elites": 1}, 5 * 5, 5),
-    zero_order: ({"rounds": 1, "neighbours": 2}, 3 * 5, 3),
+    evolutionary: ({"population": 2, "generations": 1, "elites": 1}, 3 * 5, 3),
 }
 
 
@@ -60,9 +58,9 @@ def test_searches_are_the_plain_sampler_at_the_smallest_budget_and_cost_what_the
         assert run.state.x.dtype == torch.float32 and run.state.x.isfinite().all(), name
         found = run.state.memory["reward"]
         assert torch.allclose(found, brightness(run.images, PROMPTS), atol=1e-2), name
-        if search in (dts_star, evolutionary, zero_order):
+        if search in (dts_star, evolutionary):
             assert (found >= base - 1e-6).all(), name
-        if dtype == torch.float32:
+        if dtype == torch.float32 and folder[1] == DDIM(1.0):
             one = {"seeds": SEEDS[1:], **settings, **options}
             alone = search(denoiser, PROMPTS[1:], reward=brightness, **one).state.x
             assert torch.allclose(alone[0], run.state.x[1], atol=1e-2), name
