@@ -14,7 +14,7 @@ from torch import Tensor
 
 from promptloop.denoisers.memory import lowering, told
 from promptloop.ledger import Ledger, count, counting
-from promptloop.schedules import Level, check
+from promptloop.schedules import Level, asked_for, check
 from promptloop.solvers import Denoise, Solver, default_solver
 from promptloop.state import EMBEDDED, Control, Draw, Run, State, as_texts, join
 from promptloop.transition import Transition
@@ -189,11 +189,7 @@ def sample(
     its state has no cond.
     """
     solver = default_solver(denoiser) if solver is None else solver
-    if (steps is None) == (levels is None):
-        raise ValueError("give either steps= or levels=")
-    if levels is None:
-        assert steps is not None
-        levels = solver.levels(steps) or denoiser.levels(steps)
+    levels = asked_for(denoiser, solver, steps, levels)
     if max_batch is not None and max_batch < 1:
         raise ValueError(f"max_batch is {max_batch}; it must be at least 1")
     if isinstance(prompts, str) or len(prompts) != len(seeds):
@@ -218,9 +214,7 @@ def sample(
                 ):
                     if on_step is not None:
                         on_step(state)
-            if lean:
-                state = replace(state, cond=None, embedded=(), transition=None, memory=_lasting(state))
-            states.append(state)
+            states.append(lightened(state) if lean else state)
             if decode:
                 with told(f"decoding {held} images", lowering(denoiser, held)):
                     images.append(decoded(denoiser, state.x))
@@ -231,6 +225,11 @@ def decoded(denoiser: Any, x: Tensor, size: int | None = None) -> Tensor:
     """Images [B, 3, H, W] of clean latents, counted."""
     count(decodes=len(x))
     return denoiser.decode(x, size=size)
+
+
+def lightened(state: State) -> State:
+    """A finished state without its embeddings (those that controls remember too) and last transition."""
+    return replace(state, cond=None, embedded=(), transition=None, memory=_lasting(state))
 
 
 def _lasting(state: State) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -69,6 +69,17 @@ def check(levels: Iterable[Level]) -> tuple[Level, ...]:
     if grid[-1].alpha == 0:
         raise ValueError("the last level has alpha 0: sampling would end in pure noise")
     return grid
+
+
+def asked_for(
+    denoiser: Any, solver: Any, steps: int | None, levels: Iterable[Level] | None
+) -> Sequence[Level]:
+    """The levels given, or the solver's or denoiser's for so many steps; ValueError unless one is given."""
+    if (steps is None) == (levels is None):
+        raise ValueError("give either steps= or levels=")
+    if levels is None:
+        levels = solver.levels(steps) or denoiser.levels(steps)
+    return check(levels)
 
 
 def vp(

@@ -45,6 +45,10 @@ GIVEN = {  # method -> its settings and, where it needs one, a solver that draws
     "svdd": ("reward=oracle,candidates=2", "ddim:eta=1"),
     "demon": ("reward=oracle,candidates=2", "ddim:eta=1"),
     "best-of": ("reward=oracle,of=2,prune=1:1", ""),
+    "evolutionary": ("reward=oracle,population=2,elites=1,generations=1", ""),
+    "over-paths": ("reward=oracle,paths=2,copies=1", ""),
+    "dts": ("reward=oracle,rollouts=2", "ddim:eta=1"),
+    "dts-star": ("reward=oracle,rollouts=2", "ddim:eta=1"),
     "zero-order": ("reward=oracle,rounds=1,neighbours=1", ""),
 }
 

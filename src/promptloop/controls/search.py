@@ -34,23 +34,107 @@ def zero_order(
     reward never falls, and the first rounds do not depend on how many follow. `options` are those of
     `sample` (not `noise` and `decode`). memory["reward"] [B] has the rewards. rounds=0 is the plain sampler.
 
-    A search. Works with every solver (stochastic steps keep their noise); the reward is a black box. Costs
-    1 + rounds * neighbours whole runs and as many rewards. ValueError for settings that make no search.
+    A search. Stochastic steps keep their noise; the reward is a black box. Costs 1 + rounds * neighbours
+    whole runs and as many rewards. ValueError for settings that make no search, and where the solver forgets
+    the starting noise, as DDIM(eta=1) does from pure noise.
     """
     check_number("rounds", rounds, 0, "a number of rounds from 0")
     check_number("neighbours", neighbours, 1, "a number of neighbours from 1")
     if not spread > 0:
         raise ValueError(f"spread is {spread}; give a positive number, e.g. 0.3")
     with counting() as tally:
-        best = _run(denoiser, prompts, reward, seeds, denoiser.noise(seeds).float(), options)
+        best = _tried(denoiser, prompts, reward, seeds, denoiser.noise(seeds).float(), options)
         for k in range(rounds):
             around = best.state.memory["start"]
             tries = [best]
             for j in range(neighbours):
                 noise = neighbour(around, seeds, spread, f"round {k} neighbour {j}")
-                tries.append(_run(denoiser, prompts, reward, seeds, noise, options))
-            best = _best(tries)
+                tries.append(_tried(denoiser, prompts, reward, seeds, noise, options))
+            check_differ(tries)
+            best = _ranked(tries)
     return replace(best, ledger=tally.ledger)
+
+
+def evolutionary(
+    denoiser: Any,
+    prompts: Sequence[str],
+    *,
+    reward: Reward,
+    seeds: Sequence[int],
+    population: int = 8,
+    generations: int = 3,
+    elites: int = 3,
+    mutation: float = 0.3,
+    crossover: float = 0.5,
+    **options: Any,
+) -> Sample:
+    """A genetic algorithm over starting noises (Jajal et al., 2506.00299, "GA").
+
+    Every sample has a population: its own noise, and others. In each generation the `elites` of highest
+    reward stay, and the rest are replaced by children of two parents, each the better of two drawn from the
+    population. A child has each number from its second parent with probability `crossover`, then
+    (n + mutation u) / sqrt(1 + mutation^2): unit noise stays unit noise. The best image of all is the
+    sample. `options`, stochastic steps and memory are those of `zero_order`. The first generations do not
+    depend on how many follow, and the reward never falls.
+
+    A search; the reward is a black box. Costs population + generations * (population - elites) whole runs
+    and as many rewards. population=1 with generations=0 is the plain sampler. ValueError as in `zero_order`.
+    """
+    check_number("population", population, 1, "a number of noises from 1")
+    check_number("generations", generations, 0, "a number of generations from 0")
+    check_number("mutation", mutation, 0, "a spread from 0, e.g. 0.1")
+    if generations and not 1 <= elites < population:
+        raise ValueError(f"elites is {elites} of {population}; give a number from 1 to {population - 1}")
+    if not 0 <= crossover <= 1:
+        raise ValueError(f"crossover is {crossover}; give a probability from 0 to 1")
+    with counting() as tally:
+        people = []
+        for k in range(population):
+            own = [seed_of(int(seed), 0, f"noise {k}") if k else int(seed) for seed in seeds]
+            people.append(_tried(denoiser, prompts, reward, seeds, denoiser.noise(own).float(), options))
+        check_differ(people)
+        for generation in range(generations):
+            children = []
+            for k in range(elites, population):
+                noise = child(people, seeds, mutation, crossover, f"generation {generation} child {k}")
+                children.append(_tried(denoiser, prompts, reward, seeds, noise, options))
+            people = [*(_ranked(people, rank) for rank in range(elites)), *children]
+        best = _ranked(people)
+    return replace(best, ledger=tally.ledger)
+
+
+def check_differ(tries: Sequence[Sample]) -> None:
+    """ValueError where all starting noises gave the same images."""
+    first = tries[0].state
+    if len(tries) > 1 and all(torch.equal(one.state.x, first.x) for one in tries[1:]):
+        raise ValueError(
+            f"{first.run.solver} forgets the starting noise on these levels, so there is nothing to search; "
+            "use a deterministic solver, or search over paths or a tree"
+        )
+
+
+def child(
+    people: Sequence[Sample], seeds: Sequence[int], mutation: float, crossover: float, purpose: str
+) -> Tensor:
+    """Noise [B, ...] of a child of two of the people; row i is a function of row i, seeds[i], the purpose."""
+    rewards = torch.stack([one.state.memory["reward"] for one in people]).cpu()
+    rows = []
+    for i, seed in enumerate(seeds):
+        generator = torch.Generator().manual_seed(seed_of(int(seed), 0, f"{purpose} parents"))
+        drawn = torch.randint(len(people), (2, 2), generator=generator)
+        mother, father = (int(pair[rewards[pair, i].argmax()]) for pair in drawn)
+        rows.append(crossed(_start(people[mother], i), _start(people[father], i), crossover, generator))
+    return neighbour(torch.stack(rows), seeds, mutation, purpose)
+
+
+def crossed(mother: Tensor, father: Tensor, crossover: float, generator: torch.Generator) -> Tensor:
+    """Each number from the father with probability `crossover`, else from the mother; all of one shape."""
+    swap = torch.rand(mother.shape, generator=generator) < crossover
+    return torch.where(swap.to(mother.device), father, mother)
+
+
+def _start(one: Sample, i: int) -> Tensor:
+    return one.state.memory["start"][i]
 
 
 def neighbour(noise: Tensor, seeds: Sequence[int], spread: float, purpose: str) -> Tensor:
@@ -64,7 +148,7 @@ def neighbour(noise: Tensor, seeds: Sequence[int], spread: float, purpose: str) 
     return (noise + spread * torch.stack(rows).to(noise)) / (1 + spread**2) ** 0.5
 
 
-def _run(
+def _tried(
     denoiser: Any, prompts: Sequence[str], reward: Reward, seeds: Sequence[int], noise: Tensor, options: Any
 ) -> Sample:
     made = sample(denoiser, prompts, seeds=seeds, noise=noise, **options)
@@ -75,11 +159,12 @@ def _run(
     return replace(made, state=made.state.remember(reward=found, start=noise))
 
 
-def _best(tries: Sequence[Sample]) -> Sample:
-    """Of every sample the try of highest reward; of equals the first."""
+def _ranked(tries: Sequence[Sample], rank: int = 0) -> Sample:
+    """Of every sample the try of this rank by reward, 0 the highest; of equals the first."""
     rewards = torch.stack([one.state.memory["reward"] for one in tries])
     size = rewards.shape[1]
-    rows = rewards.argmax(0) * size + torch.arange(size, device=rewards.device)
+    order = rewards.argsort(dim=0, descending=True, stable=True)
+    rows = order[rank] * size + torch.arange(size, device=rewards.device)
     images = torch.cat([one.images for one in tries if one.images is not None])
     return Sample(
         images[rows.to(images.device)], join([one.state for one in tries]).take(rows), tries[0].ledger

@@ -13,6 +13,7 @@ from promptloop.recipes.training import found
 ANY = "any reward"
 GRADIENT = "a differentiable reward"
 DRAWS = "a solver that draws"
+OURS = "a solver of ours"
 CONTROL, DRIVER, OWN = "--control", "--control, one at most", "its own options"
 
 
@@ -45,7 +46,7 @@ METHODS: dict[str, Method] = {
         "promptloop.controls.gradients:NoisyRewardGradient", "a reward of noisy latents", "1"
     ),
     "ascent": Method("promptloop.controls.gradients:Ascent", GRADIENT, "1; `steps` rewards"),
-    "recurrence": Method("promptloop.controls.recurrence:Recurrence", "a solver of ours", "`times`"),
+    "recurrence": Method("promptloop.controls.recurrence:Recurrence", OURS, "`times`"),
     "doit": Method(
         "promptloop.controls.doob:DOIT", f"{ANY}, {DRAWS}", "1 and a backward pass; `samples` rewards"
     ),
@@ -59,6 +60,17 @@ METHODS: dict[str, Method] = {
     "demon": Method("promptloop.controls.candidates:Demon", f"{ANY}, {DRAWS}", "`candidates`, and 1"),
     "best-of": Method("promptloop.controls.noise:BestOf", ANY, "`of`; fewer where pruned"),
     "zero-order": Method("promptloop.controls.search:zero_order", ANY, "1 + `rounds` x `neighbours`", DRIVER),
+    "evolutionary": Method(
+        "promptloop.controls.search:evolutionary",
+        ANY,
+        "`population` + `generations` x (`population` - `elites`)",
+        DRIVER,
+    ),
+    "over-paths": Method(
+        "promptloop.controls.paths:over_paths", f"{ANY}, {OURS}", "`paths` x `copies`, for a part", DRIVER
+    ),
+    "dts": Method("promptloop.controls.trees:dts", f"{ANY}, {DRAWS}", "up to `rollouts`", DRIVER),
+    "dts-star": Method("promptloop.controls.trees:dts_star", f"{ANY}, {DRAWS}", "up to `rollouts`", DRIVER),
 }  # costs: evaluations of the denoiser, for each it would make without (guidance doubles both)
 
 
