@@ -42,14 +42,14 @@ def zero_order(
     if not spread > 0:
         raise ValueError(f"spread is {spread}; give a positive number, e.g. 0.3")
     with counting() as tally:
-        best = _run(denoiser, prompts, reward, seeds, denoiser.noise(seeds).float(), options)
+        best = tried(denoiser, prompts, reward, seeds, denoiser.noise(seeds).float(), options)
         for k in range(rounds):
             around = best.state.memory["start"]
             tries = [best]
             for j in range(neighbours):
                 noise = neighbour(around, seeds, spread, f"round {k} neighbour {j}")
-                tries.append(_run(denoiser, prompts, reward, seeds, noise, options))
-            best = _best(tries)
+                tries.append(tried(denoiser, prompts, reward, seeds, noise, options))
+            best = best_of(tries)
     return replace(best, ledger=tally.ledger)
 
 
@@ -64,9 +64,10 @@ def neighbour(noise: Tensor, seeds: Sequence[int], spread: float, purpose: str) 
     return (noise + spread * torch.stack(rows).to(noise)) / (1 + spread**2) ** 0.5
 
 
-def _run(
+def tried(
     denoiser: Any, prompts: Sequence[str], reward: Reward, seeds: Sequence[int], noise: Tensor, options: Any
 ) -> Sample:
+    """The run from `noise` [B, ...], with its rewards [B] and the noise in memory["reward"] and ["start"]."""
     made = sample(denoiser, prompts, seeds=seeds, noise=noise, **options)
     assert made.images is not None
     found = scored(reward, made.images, prompts).to(made.state.x.device)
@@ -75,7 +76,7 @@ def _run(
     return replace(made, state=made.state.remember(reward=found, start=noise))
 
 
-def _best(tries: Sequence[Sample]) -> Sample:
+def best_of(tries: Sequence[Sample]) -> Sample:
     """Of every sample the try of highest reward; of equals the first."""
     rewards = torch.stack([one.state.memory["reward"] for one in tries])
     size = rewards.shape[1]
