@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -79,6 +79,13 @@ class Fickle(Control):
         return state.say(["up" if len(self.calls) % 3 else "down"] * len(state))
 
 
+class Deaf(Control):
+    """A start that does not listen to the noise."""
+
+    def start(self, state: State) -> State:
+        return replace(state, x=torch.ones_like(state.x))
+
+
 class Steep(Control):
     """A guide whose values are fine and whose gradient is not."""
 
@@ -104,6 +111,8 @@ def test_what_cannot_be_climbed_is_refused_with_the_reason() -> None:
         climbed(1, controls=[Pick((0, 1), (2,))])
     with pytest.raises(ValueError, match="the run of sample 1.*not finite"):
         climbed(1, controls=[Steep()])
+    with pytest.raises(ValueError, match="image does not depend on its starting noise"):
+        climbed(1, controls=[Deaf()])
     bed, options = ring(up=[0], down=[1])[0], {"reward": SUM, "seeds": [1], "iterations": 1, "levels": vp(3)}
     with pytest.raises(ValueError, match="other prompts.*checkpointed=False"):
         reno(bed, ["up"], controls=[Fickle([])], **options)
@@ -244,6 +253,7 @@ def test_carinox_keeps_the_best_of_its_starts() -> None:
     assert all((b >= a).all() for a, b in zip(rewards, rewards[1:], strict=False))
     assert bool((rewards[2] > rewards[0]).any()) and ends[2].state.queries == tuple(PROMPTS)
     assert torch.allclose(rewards[2], both(ends[2].images, PROMPTS), atol=1e-5)
+    assert torch.allclose(rewards[2], ends[2].state.memory["trace"].amax(1), atol=1e-5)
     seeds, start = ends[2].state.seeds.tolist(), ends[2].state.memory["start"]
     again = sample(words(), PROMPTS, seeds=seeds, noise=start, solver=DDIM(1.0), **RUN)
     assert torch.allclose(again.images, ends[2].images, atol=1e-6)

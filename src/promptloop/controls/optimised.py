@@ -171,7 +171,9 @@ def climb(
         value, upward = ascent(reward, state, state.x, at_once=held)
         with told(f"differentiating {len(point)} runs", lowering(denoiser, held)), uncounted():
             last = k == len(rewards) - 1
-            (slope,) = torch.autograd.grad(state.x, point, upward, retain_graph=not last)
+            (slope,) = torch.autograd.grad(state.x, point, upward, retain_graph=not last, allow_unused=True)
+        if slope is None:
+            raise ValueError("the image does not depend on its starting noise: a control replaces it")
         count(backwards=turns.taken)
         if checkpointed:
             count(**{name: n for name, n in asdict(again).items() if name != "seconds"})
