@@ -88,7 +88,7 @@ def steering() -> None:
     figure, axes = plt.subplots(1, 2, figsize=(12, 4.6), sharey=True)
     for axis, reward in zip(axes, ("oracle", "preference"), strict=True):
         names = sorted({key.split(f"-{reward}-")[0] for key in rows if f"-{reward}-" in key})
-        for name, colour in zip(names, plt.get_cmap("tab10").colors, strict=False):
+        for name, colour in zip(names, map(plt.get_cmap("tab10"), range(10)), strict=False):
             keys = [key for key in rows if key.startswith(f"{name}-{reward}-")]
             line = sorted(mean_at(rows[key]) for key in keys if not key.endswith("-policy"))
             axis.plot(*zip(*line, strict=True), color=colour, lw=1.8, marker="o", ms=4, label=name)

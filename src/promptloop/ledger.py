@@ -77,6 +77,16 @@ def counting() -> Iterator[Tally]:
         tally.close()
 
 
+@contextmanager
+def uncounted() -> Iterator[None]:
+    """Nothing inside is counted: for what is counted by whoever asked for it, in whichever thread it runs."""
+    token = OPEN.set(())
+    try:
+        yield
+    finally:
+        OPEN.reset(token)
+
+
 def count(**numbers: int) -> None:
     """Adds to all open tallies, e.g. count(evaluations=8)."""
     for tally in OPEN.get():

@@ -164,7 +164,6 @@ class Sample:
     ledger: Ledger
 
 
-@torch.no_grad()
 def sample(
     denoiser: Any,
     prompts: Sequence[str],
@@ -180,13 +179,14 @@ def sample(
     lean: bool = False,
     turn: Turn | None = None,
     on_step: Callable[[State], None] | None = None,
+    gradients: bool = False,
 ) -> Sample:
     """Runs the loop to the end, at most `max_batch` samples at a time, which changes no sample.
 
     Give `steps` (the solver's or the denoiser's own levels) or `levels`. The solver defaults to the one the
     denoiser's scheduler stands for; `turn` is `trajectory`'s. `on_step` sees every state of every batch. With
     `lean` a finished batch's embeddings (those that controls remember too) and last transition are let go:
-    its state has no cond.
+    its state has no cond. With `gradients` the result is differentiable in `noise` and the network.
     """
     solver = default_solver(denoiser) if solver is None else solver
     levels = asked_for(denoiser, solver, steps, levels)
@@ -197,7 +197,7 @@ def sample(
     if noise is not None and len(noise) != len(prompts):
         raise ValueError(f"noise of shape {tuple(noise.shape)} for {len(prompts)} prompts")
     size, states, images = max_batch or max(len(prompts), 1), [], []
-    with counting() as tally:
+    with counting() as tally, torch.set_grad_enabled(gradients):
         for k in range(0, max(len(prompts), 1), size):
             part = slice(k, k + size)
             held = len(prompts[part])

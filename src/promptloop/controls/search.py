@@ -43,15 +43,15 @@ def zero_order(
     if not spread > 0:
         raise ValueError(f"spread is {spread}; give a positive number, e.g. 0.3")
     with counting() as tally:
-        best = _tried(denoiser, prompts, reward, seeds, denoiser.noise(seeds).float(), options)
+        best = tried(denoiser, prompts, reward, seeds, denoiser.noise(seeds).float(), options)
         for k in range(rounds):
             around = best.state.memory["start"]
             tries = [best]
             for j in range(neighbours):
                 noise = neighbour(around, seeds, spread, f"round {k} neighbour {j}")
-                tries.append(_tried(denoiser, prompts, reward, seeds, noise, options))
+                tries.append(tried(denoiser, prompts, reward, seeds, noise, options))
             check_differ(tries)
-            best = _ranked(tries)
+            best = ranked(tries)
     return replace(best, ledger=tally.ledger)
 
 
@@ -91,15 +91,15 @@ def evolutionary(
         people = []
         for k in range(population):
             own = [seed_of(int(seed), 0, f"noise {k}") if k else int(seed) for seed in seeds]
-            people.append(_tried(denoiser, prompts, reward, seeds, denoiser.noise(own).float(), options))
+            people.append(tried(denoiser, prompts, reward, seeds, denoiser.noise(own).float(), options))
         check_differ(people)
         for generation in range(generations):
             children = []
             for k in range(elites, population):
                 noise = child(people, seeds, mutation, crossover, f"generation {generation} child {k}")
-                children.append(_tried(denoiser, prompts, reward, seeds, noise, options))
-            people = [*(_ranked(people, rank) for rank in range(elites)), *children]
-        best = _ranked(people)
+                children.append(tried(denoiser, prompts, reward, seeds, noise, options))
+            people = [*(ranked(people, rank) for rank in range(elites)), *children]
+        best = ranked(people)
     return replace(best, ledger=tally.ledger)
 
 
@@ -148,9 +148,10 @@ def neighbour(noise: Tensor, seeds: Sequence[int], spread: float, purpose: str) 
     return (noise + spread * torch.stack(rows).to(noise)) / (1 + spread**2) ** 0.5
 
 
-def _tried(
+def tried(
     denoiser: Any, prompts: Sequence[str], reward: Reward, seeds: Sequence[int], noise: Tensor, options: Any
 ) -> Sample:
+    """The run from `noise` [B, ...], with its rewards [B] and the noise in memory["reward"] and ["start"]."""
     made = sample(denoiser, prompts, seeds=seeds, noise=noise, **options)
     assert made.images is not None
     found = scored(reward, made.images, prompts).to(made.state.x.device)
@@ -159,7 +160,7 @@ def _tried(
     return replace(made, state=made.state.remember(reward=found, start=noise))
 
 
-def _ranked(tries: Sequence[Sample], rank: int = 0) -> Sample:
+def ranked(tries: Sequence[Sample], rank: int = 0) -> Sample:
     """Of every sample the try of this rank by reward, 0 the highest; of equals the first."""
     rewards = torch.stack([one.state.memory["reward"] for one in tries])
     size = rewards.shape[1]

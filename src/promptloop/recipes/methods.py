@@ -26,6 +26,7 @@ class Method:
     needs: str
     costs: str
     given: str = CONTROL
+    under: str = ""  # the search that it runs, whose settings it takes too
 
 
 METHODS: dict[str, Method] = {
@@ -66,6 +67,20 @@ METHODS: dict[str, Method] = {
         "`population` + `generations` x (`population` - `elites`)",
         DRIVER,
     ),
+    "reno": Method(
+        "promptloop.controls.optimised:reno",
+        GRADIENT,
+        "2 x `iterations`, with backward passes, and 1",
+        DRIVER,
+    ),
+    "carinox": Method(
+        "promptloop.controls.optimised:carinox",
+        GRADIENT,
+        "`starts` x (2 x `iterations`, with backward passes, and 1)",
+        DRIVER,
+        "promptloop.controls.optimised:reno",
+    ),
+    "find": Method("promptloop.controls.noise_law:find", ANY, "1 + 2 x `pairs` x `iterations`", DRIVER),
     "over-paths": Method(
         "promptloop.controls.paths:over_paths", f"{ANY}, {OURS}", "`paths` x `copies`, for a part", DRIVER
     ),
@@ -84,8 +99,17 @@ def is_driver(name: str) -> bool:
     return METHODS[name].given == DRIVER
 
 
-def settings_of(made: Callable[..., Any]) -> dict[str, Any]:
-    """Setting -> its default (MISSING where it has none) of a control or a search."""
+def makers(name: str) -> list[Any]:
+    """What takes the method's settings: itself, and the search that it runs."""
+    made, under = method_named(name), METHODS[name].under
+    return [made, found(under)] if under else [made]
+
+
+def settings_of(*makers: Callable[..., Any]) -> dict[str, Any]:
+    """Setting -> its default (MISSING where it has none) of controls or searches; the first says."""
+    if len(makers) > 1:
+        return settings_of(*makers[1:]) | settings_of(makers[0])
+    made = makers[0]
     if is_dataclass(made):
         return {f.name: f.default_factory() if f.default_factory is not MISSING else f.default
                 for f in fields(made)}  # fmt: skip
@@ -118,7 +142,7 @@ def told(name: str) -> str:
     """All about one method: its docstring, settings with defaults, and how it is given."""
     made, method = method_named(name), METHODS[name]
     lines = [f"{name}: {inspect.getdoc(made)}", "", "Settings:"]
-    for setting, default in settings_of(made).items():
+    for setting, default in settings_of(*makers(name)).items():
         lines.append(f"  {setting}" + ("" if default is MISSING else f" = {spelled(default)}"))
     lines += ["", f"Needs: {method.needs or 'nothing'}.", f"Evaluations of the denoiser: {method.costs}."]
     lines += [f"On the command line: {method.given}.", f"In Python: {method.made.replace(':', '.')}."]

@@ -15,7 +15,7 @@ from promptloop.controls.recurrence import Recurrence
 from promptloop.denoisers.denoiser import Denoiser
 from promptloop.names import LORA_CONFIG, one_of
 from promptloop.recipes import parts
-from promptloop.recipes.methods import METHODS, OWN, is_driver, method_named, settings_of
+from promptloop.recipes.methods import METHODS, OWN, is_driver, makers, method_named, settings_of
 from promptloop.recipes.rewards import reward_named
 from promptloop.recipes.runs import read_as
 from promptloop.sample import Control, Sample, Solver, sample
@@ -58,10 +58,10 @@ def parsed(spec: str) -> tuple[str, dict[str, str]]:
     settings without a value, given twice, or lacking.
     """  # fmt: skip
     name, _, rest = spec.partition(":")
-    made = method_named(name)
+    takers = makers(one_of(name, METHODS, "method"))
     if METHODS[name].given == OWN:
         raise ValueError(f"{name} is not given as --control: it is what --policy and --refinements make")
-    known = settings_of(made)
+    known = settings_of(*takers)
     given = pairs(spec, rest, [*known])
     lacking = [key for key, default in known.items() if default is MISSING and key not in given]
     if lacking:
@@ -144,8 +144,7 @@ def values(
     denoiser: Denoiser | None = None,
 ) -> dict[str, Any]:
     """The settings as what the method takes. `named`: path -> name of the LoRAs that were loaded for it."""
-    kind = method_named(name)
-    hints = get_type_hints(kind)
+    hints = {key: hint for made in reversed(makers(name)) for key, hint in get_type_hints(made).items()}
     return {
         key: value(f"{name}'s {key}", key, text, hints[key], named, device, denoiser)
         for key, text in given.items()
