@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,17 +58,42 @@ def grpo(
     prompts = prompts_of(settings, tell_once)
     reward = reward_named(settings.reward, device)
     gold = None if settings.gold == "none" else reward_named(settings.gold, device)
+    lock: AbstractContextManager[Any] = nullcontext()
     if processes.main:
-        runs.begin(run, recipe, settings, resume=resume, prompts=prompts and prompts.sha256)
+        read = prompts and prompts.sha256
+        lock = runs.begin(run, recipe, settings, resume=resume, prompts=read, say=say)
+    with lock:
         for word in runs.resumed(run) if resume else []:
-            say(word)
-    processes.wait()
-    objective = objective_of(settings, reward, device, processes, prompts, tell_once)
-    in_force = {**asdict(settings.training()), **settings.fixed(), "kl_to": objective.kl_to}
-    if processes.main:
-        for word in runs.record(run, loaded.digests(settings), in_force):
-            say(word)
-    watch = HackingWatch(settings.group, gold, tell_once, past=lambda: runs.lines(run), means=processes.means)
+            tell_once(word)
+        processes.wait()
+        objective = objective_of(settings, reward, device, processes, prompts, tell_once)
+        in_force = {**asdict(settings.training()), **settings.fixed(), "kl_to": objective.kl_to}
+        if processes.main:
+            for word in runs.record(run, loaded.digests(settings), in_force):
+                say(word)
+        watch = HackingWatch(settings.group, gold, tell_once, past=lambda: runs.lines(run),
+                             means=processes.means)  # fmt: skip
+        training = partial(train, last_good=last_good, stop_at=stop_at)
+        done, save = trained(settings, objective, run, processes, watch, progress, training)
+        if processes.main:
+            runs.finish(run / runs.POLICY, save)
+            runs.card(run, recipe, {**asdict(settings), **in_force}, device, runs.POLICY)
+            if settings.push_to_hub != "none":
+                say(f"uploaded: {push(run, run / runs.POLICY, settings.push_to_hub)}")
+        processes.wait()
+        return {"updates": done, "role": "policy", "settings": asdict(settings), "lines": runs.lines(run)}
+
+
+def trained(
+    settings: Grpo,
+    objective: PromptGRPO,
+    run: Path,
+    processes: Processes,
+    watch: After,
+    progress: Progress | None,
+    training: Callable[..., int],
+) -> tuple[int, Callable[[Path], None]]:
+    """The last update, and what saves the policy into a folder."""
     log, end = tracker(settings.track if processes.main else "none", run, settings)
 
     def tell(update: int, batch: Batch, line: Line) -> Line:
@@ -77,20 +104,12 @@ def grpo(
 
     policy, save = objective.policy, saving(objective)
     processes = processes.dividing(policy.network) if settings.shard else processes
-    sheets = sheets_of(settings, run, processes)
-    hooks: list[After] = [watch, base_of(settings, objective, processes), sheets, tell]
+    hooks = [watch, base_of(settings, objective, processes), sheets_of(settings, run, processes), tell]
     with served_rollouts.serving(objective), memory.told("the policy is trained", lambda: lowered(settings)):
-        done = train(objective, policy.network, settings.training(), run, processes=processes, save=save,
-                     after=hooks, last_good=last_good, stop_at=stop_at)  # fmt: skip
-    weights = processes.weights()
-    if processes.main:
-        runs.finish(run / runs.POLICY, lambda folder: save(folder, weights))
-        runs.card(run, recipe, {**asdict(settings), **in_force}, device, runs.POLICY)
-        end()
-        if settings.push_to_hub != "none":
-            say(f"uploaded: {push(run, run / runs.POLICY, settings.push_to_hub)}")
-    processes.wait()
-    return {"updates": done, "role": "policy", "settings": asdict(settings), "lines": runs.lines(run)}
+        done = training(objective, policy.network, settings.training(), run, processes=processes, save=save,
+                        after=hooks)  # fmt: skip
+    end()
+    return done, partial(save, weights=processes.weights())
 
 
 def lowered(settings: Grpo) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, final
 
@@ -107,14 +108,37 @@ def mini_dpo(
     device = parts.device_named(settings.device)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("mini-dpo runs in one process so far; start it without torchrun and the like")
-    runs.begin(run, recipe, settings, resume=resume)
-    backbone = parts.backbone(settings.backbone, device, torch.float32).value
+    with runs.begin(run, recipe, settings, resume=resume, say=say):
+        backbone = parts.backbone(settings.backbone, device, torch.float32).value
+        training = partial(train, last_good=last_good, stop_at=stop_at)
+        done = tuned(settings, run, backbone, base, reward, gold, training, progress, say)
+        runs.finish(run / runs.BACKBONE, lambda folder: save_lora(backbone, folder, base=base))
+        runs.card(run, recipe, {**asdict(settings), **in_force(settings)}, device, runs.BACKBONE)
+        return {"updates": done, "role": "backbone", "settings": asdict(settings), "lines": runs.lines(run)}
+
+
+def in_force(settings: MiniDPO) -> dict[str, Any]:
+    """Every number of the training, those that are no settings too."""
+    return asdict(settings.training()) | {"lora_alpha": settings.rank}
+
+
+def tuned(
+    settings: MiniDPO,
+    run: Path,
+    backbone: Any,
+    base: str,
+    reward: Any,
+    gold: Any,
+    training: Callable[..., int],
+    progress: Progress | None,
+    say: Callable[[str], None],
+) -> int:
+    """Makes the pairs, or takes those that are there, and trains a LoRA on them; the last update."""
     if getattr(backbone.network, "peft_config", None):
         raise ValueError(
             f"{settings.backbone} is tuned already; tuning starts from a backbone without a LoRA"
         )
-    in_force = asdict(settings.training()) | {"lora_alpha": settings.rank}
-    for word in runs.record(run, loaded.digests(settings), in_force):
+    for word in runs.record(run, loaded.digests(settings), in_force(settings)):
         say(word)
     backbone.levels(LEVELS)  # a distilled one has too few: told before the pairs are made
     if not (run / PAIRS).exists():
@@ -130,7 +154,7 @@ def mini_dpo(
     objective = DiffusionDPO(backbone, pairs, settings.dpo_beta, settings.batch, settings.pairs_per_level,
                              settings.error, settings.seed)  # fmt: skip
 
-    done = train(
+    return training(
         objective,
         backbone.network,
         settings.training(),
@@ -138,12 +162,7 @@ def mini_dpo(
         processes=Processes(),
         save=lambda folder, weights: save_lora(backbone, folder, base=base),
         after=[looked(settings, backbone, reward, gold), telling(settings, progress)],
-        last_good=last_good,
-        stop_at=stop_at,
     )
-    runs.finish(run / runs.BACKBONE, lambda folder: save_lora(backbone, folder, base=base))
-    runs.card(run, recipe, {**asdict(settings), **in_force}, device, runs.BACKBONE)
-    return {"updates": done, "role": "backbone", "settings": asdict(settings), "lines": runs.lines(run)}
 
 
 def telling(settings: MiniDPO, progress: Progress | None) -> After:

@@ -23,6 +23,7 @@ from promptloop.recipes import parts, runs
 from promptloop.recipes.claims import CLAIMS, ROWS, SHIPPED, TRAINED, TUNED, Claim, Row
 from promptloop.recipes.grpo import grpo
 from promptloop.recipes.mini_dpo import mini_dpo
+from promptloop.recipes.places import writable
 from promptloop.recipes.progress import Progress
 from promptloop.recipes.rewards import reward_named
 from promptloop.solvers import Scheduler, Solver
@@ -53,7 +54,7 @@ def reproduce(
     ValueError for an unknown claim, for one whose policies are missing, and for a folder with rows of other
     settings or weights.
     """
-    foreign = sorted(f.name for f in out.iterdir() if f.name not in OURS) if out.is_dir() else []
+    foreign = sorted(f.name for f in out.iterdir() if f.name not in OURS) if writable(out).is_dir() else []
     if foreign:
         raise ValueError(f"{out} holds {foreign[0]!r}, which reproduce did not write; give another folder")
     count, seeds = (QUICK, 1) if quick else (FULL, None)

@@ -17,6 +17,8 @@ from typing import Any, TypeVar
 from promptloop import __version__, checkpoint
 from promptloop.names import nearest, one_of
 from promptloop.recipes import trace
+from promptloop.recipes.lock import LOCK, Lock
+from promptloop.recipes.places import writable
 
 CONFIG, METRICS = "config.json", "metrics.jsonl"
 POLICY, BACKBONE = "policy", "backbone"  # what a run trains, and the folder in it
@@ -89,34 +91,57 @@ def read_as(wanted: Any, value: Any, name: str) -> Any:
         raise ValueError(f"{name} is {value!r}; it must be of kind {kind}") from None
 
 
-def begin(run: Path, recipe: str, settings: Any, *, resume: bool, prompts: str | None = None) -> None:
-    """Makes the folder and writes its config, or checks that it holds this very run.
+def begin(
+    run: Path,
+    recipe: str,
+    settings: Any,
+    *,
+    resume: bool,
+    prompts: str | None = None,
+    say: Callable[[str], None] = print,
+) -> Lock:
+    """Makes the folder and writes its config, or checks that it holds this very run; the lock that keeps
+    other processes out of it.
 
     `prompts` is the sha256 of what is trained on. ValueError where there is a run and `resume` was not asked
-    for, or one with other settings or prompts.
+    for, or one with other settings or prompts, or where another process is training.
     """
-    file = run / CONFIG
     config = json.loads(json.dumps({"recipe": recipe, "settings": asdict(settings), "prompts": prompts}))
-    begun = any(run.glob("*.safetensors")) or (run / METRICS).exists() or checkpoint.steps(run)
-    if file.exists() and (begun or resume):
+    since = {f.name: f.default for f in fields(settings) if f.default is not MISSING}  # added later
+    if not (writable(run) / LOCK).exists():
+        begun(run, config, since, resume=resume)  # before anything is written there
+    run.mkdir(parents=True, exist_ok=True)
+    lock = Lock(run, say)
+    try:
+        if not begun(run, config, since, resume=resume):
+            written(run / CONFIG, {**config, "promptloop": __version__})
+    except BaseException:
+        lock.release()
+        raise
+    return lock
+
+
+def begun(run: Path, config: Mapping[str, Any], since: Mapping[str, Any], *, resume: bool) -> bool:
+    """Whether `run` holds the run of this config, or nothing yet; ValueError for anything else."""
+    file = run / CONFIG
+    there = any(run.glob("*.safetensors")) or (run / METRICS).exists() or checkpoint.steps(run)
+    if file.exists() and (there or resume):
         found = config_of(run)
         if not resume:
             raise ValueError(f"{run} holds a run; give --resume to go on with it, or another --out")
-        since = {f.name: f.default for f in fields(settings) if f.default is not MISSING}  # added later
         ours, theirs = config["settings"], json.loads(json.dumps(since)) | found.get("settings", {})
         other = [k for k in sorted({*ours, *theirs}) if ours.get(k) != theirs.get(k)]
-        if found.get("recipe") != recipe or other:
+        if found.get("recipe") != config["recipe"] or other:
             told = ", ".join(f"{k} {theirs.get(k)} (now {ours.get(k)})" for k in other) or found.get("recipe")
             raise ValueError(f"{run} holds a run with {told}; resume with its own settings")
-        if found["prompts"] != prompts:
+        if found["prompts"] != config["prompts"]:
             raise ValueError(f"{ours['prompts']} no longer holds the prompts that {run} was begun with")
-        return
+        return True
     if resume:
         raise ValueError(f"{run} holds no run to resume")
-    if run.exists() and any(f != file for f in run.iterdir()):  # a config alone: nothing was trained yet
+    if run.exists() and any(f.name not in (CONFIG, LOCK) for f in run.iterdir()):  # nothing was trained yet
         raise ValueError(f"{run} is not empty; give another --out")
-    run.mkdir(parents=True, exist_ok=True)
-    written(file, {**config, "promptloop": __version__})
+    return False
 
 
 def record(run: Path, loaded: Mapping[str, str], in_force: Mapping[str, Any]) -> list[str]:
