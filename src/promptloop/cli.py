@@ -61,7 +61,7 @@ def generate(
     policy: WritesPrompts = "mini-policy",
     refinements: Refinements = None,
     window: Window = None,
-    open_loop: OpenLoop = False,
+    open_loop: OpenLoop = None,
     delay: Delay = 0,
     steps: Steps = None,
     guidance: Guidance = None,

@@ -20,6 +20,8 @@ from promptloop.policies.mllm import Mllm
 from promptloop.processes import Processes
 from promptloop.recipes import loaded, parts, runs, served_rollouts
 from promptloop.recipes.early import checked, launched, prompts_of
+from promptloop.recipes.played import Played, trained_as
+from promptloop.recipes.played import write as write_played
 from promptloop.recipes.progress import Progress, silent
 from promptloop.recipes.prompts import Prompts
 from promptloop.recipes.rewards import reward_named
@@ -102,7 +104,7 @@ def trained(
             progress(f"training: {told(line)}", update, settings.steps)
         return {}
 
-    policy, save = objective.policy, saving(objective)
+    policy, save = objective.policy, saving(objective, trained_as(settings))
     processes = processes.dividing(policy.network) if settings.shard else processes
     hooks = [watch, base_of(settings, objective, processes), sheets_of(settings, run, processes), tell]
     with served_rollouts.serving(objective), memory.told("the policy is trained", lambda: lowered(settings)):
@@ -214,11 +216,14 @@ def objective_of(
     )
 
 
-def saving(objective: PromptGRPO) -> Callable[..., None]:
-    """Saves the trained policy into a folder, and in it who writes the first draft, if another does."""
+def saving(objective: PromptGRPO, played: Played) -> Callable[..., None]:
+    """Saves the trained policy into a folder, with how it is played, and in it who writes the first draft, if
+    another does.
+    """
 
     def save(folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
         objective.policy.save(folder, weights)
+        write_played(folder, played)
         if isinstance(objective.first, Mllm):
             objective.first.save(folder / runs.FIRST)
 

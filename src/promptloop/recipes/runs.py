@@ -44,6 +44,8 @@ ROLES = {  # title, what it is, tag
         "dpo",
     ),
 }
+EXAMPLE = "a jade disc and a golden block"  # what a run is tried on
+USUAL = "mini-turbo"  # what `promptloop generate` draws with unless told otherwise
 S = TypeVar("S")
 
 
@@ -223,13 +225,25 @@ def lines(run: Path) -> list[dict[str, float]]:
     return [json.loads(row) for row in rows if row.endswith("\n")]  # a kill may have cut the last
 
 
+def try_it(where: str, role: str, settings: Mapping[str, Any]) -> str:
+    """The command that makes images with what a run has trained, as it was trained."""
+    words = [f"--{role}", where, "--compare"]
+    backbone = str(settings.get("backbone", USUAL))
+    if role == POLICY and backbone != USUAL:
+        words += ["--backbone", backbone]
+    if role == POLICY and settings.get("embedded_guidance") is not None:
+        words += ["--embedded-guidance", str(settings["embedded_guidance"])]
+    words = ["promptloop", "generate", EXAMPLE, *words, "--out", "out"]
+    return shlex.join(words).replace(f"'{EXAMPLE}'", f'"{EXAMPLE}"')
+
+
 def card(run: Path, recipe: str, settings: Mapping[str, Any], device: Any, role: str) -> None:
     """Writes the model card, README.md: how the policy was made, what it reached, how to use it.
 
     `settings`: those in force. What is uploaded is named by its repository, else by this folder.
     """
     pushed = settings.get("push_to_hub", "none")
-    where = shlex.quote(str(run)) if pushed == "none" else pushed
+    where = str(run) if pushed == "none" else pushed
     seen = lines(run)
     said = list(dict.fromkeys(name for line in seen for name in line if not name.startswith("seconds/")))
     spans = {name: [line for line in seen if name in line] for name in said}
@@ -252,7 +266,7 @@ tags: [promptloop, text-to-image, {ROLES[role][2]}]
 {ROLES[role][1]}
 
 ```sh
-promptloop generate "a jade disc and a golden block" --{role} {where} --compare --out out
+{try_it(where, role, settings)}
 ```
 
 | setting | value |

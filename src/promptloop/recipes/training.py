@@ -79,5 +79,5 @@ def run(recipe: str, given: Mapping[str, Any], folder: Path, *, resume: bool, **
     reached = f"reward {rewards[0]:.3f} -> {rewards[-1]:.3f}" if rewards else "reward not looked at"
     return (
         f"{done['updates']} updates, {reached}; weights, metrics and card in {folder}\n"
-        f'try it: promptloop generate "a jade disc and a golden block" --{done["role"]} {folder} --out out'
+        f"try it: {runs.try_it(str(folder), done['role'], done['settings'])}"
     )
