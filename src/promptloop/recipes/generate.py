@@ -261,15 +261,8 @@ def shoot(
 
 
 def noted(step: int, draft: Draft) -> Note:
-    return Note(
-        step,
-        draft.request.prompt,
-        draft.text,
-        draft.answer,
-        draft.kept,
-        len(draft.tokens),
-        float(draft.log_probs.sum()),
-    )
+    before, length, log_prob = draft.request.prompt, len(draft.tokens), float(draft.log_probs.sum())
+    return Note(step, before, draft.text, draft.answer, draft.kept, length, log_prob)
 
 
 def graded_where(why: dict[str, str | None], job: Job, row: Sequence[Picture | None]) -> list[Picture | None]:

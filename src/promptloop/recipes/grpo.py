@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from functools import partial
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from promptloop import checkpoint
 from promptloop.denoisers import memory
 from promptloop.objectives.contract import Batch
 from promptloop.objectives.prompts import PromptGRPO
@@ -29,7 +30,7 @@ from promptloop.recipes.settings import TOLERANCE, Grpo
 from promptloop.recipes.sheet import write_sheet
 from promptloop.recipes.tracking import push, told, tracker
 from promptloop.rewards.contract import Reward
-from promptloop.rollout import alone
+from promptloop.rollout import Rollout, alone
 from promptloop.train import After, Line, train
 from promptloop.turns import DENOISER, POLICY, Turns
 from promptloop.watch import HackingWatch
@@ -56,6 +57,7 @@ def grpo(
     checked(settings)
     device = parts.device_named(settings.device)
     processes = launched(settings, device)
+    checkpoint.seed_generators(settings.seed)
     tell_once = say if processes.main else silent
     prompts = prompts_of(settings, tell_once)
     reward = reward_named(settings.reward, device)
@@ -106,7 +108,12 @@ def trained(
 
     policy, save = objective.policy, saving(objective, trained_as(settings))
     processes = processes.dividing(policy.network) if settings.shard else processes
-    hooks = [watch, base_of(settings, objective, processes), sheets_of(settings, run, processes), tell]
+    hooks = [
+        watch,
+        base_of(settings, objective, processes),
+        sheets_of(settings, run, objective, processes),
+        tell,
+    ]
     with served_rollouts.serving(objective), memory.told("the policy is trained", lambda: lowered(settings)):
         done = training(objective, policy.network, settings.training(), run, processes=processes, save=save,
                         after=hooks)  # fmt: skip
@@ -124,14 +131,20 @@ def lowered(settings: Grpo) -> list[str]:
     return ways
 
 
-def sheets_of(settings: Grpo, run: Path, processes: Processes) -> After:
-    """A hook that writes a sheet of samples now and then."""
-    steps = settings.geometry().denoising_steps
+def sheets_of(settings: Grpo, run: Path, objective: PromptGRPO, processes: Processes) -> After:
+    """A hook that writes a sheet of samples now and then, and of the first update and the last."""
+
+    def drawn(made: Rollout, rows: Sequence[int], seed: int) -> tuple[Tensor, Tensor]:
+        asked = [made.queries[k] for k in rows]
+        places = [divmod(k, settings.group) for k in rows]  # the main process has the first groups
+        with objective.turns(DENOISER):
+            return alone(objective.denoiser, objective.reward, asked, objective.geometry, places, seed=seed)
 
     def sheet(update: int, batch: Batch, line: Line) -> Line:
         every = settings.sheet_every
-        if processes.main and every and (update % every == 0 or update == 1):
-            write_sheet(run, update, batch.shown, steps, settings.group)
+        if processes.main and every and (update % every == 0 or update in (1, settings.steps)):
+            base = partial(drawn, batch.shown, seed=objective.seed + update - 1)
+            write_sheet(run, update, batch.shown, objective.geometry, base)
         return {}
 
     return sheet
@@ -145,8 +158,9 @@ def base_of(settings: Grpo, objective: PromptGRPO, processes: Processes) -> Afte
             return {}
         first, asked = processes.share.of_rows(objective.queries(update - 1))
         with objective.turns(DENOISER):
-            there = alone(objective.denoiser, objective.reward, asked, objective.geometry,
-                          seed=objective.seed + update - 1, first=first)  # fmt: skip
+            places = [(first + k, 0) for k in range(len(asked))]
+            _, there = alone(objective.denoiser, objective.reward, asked, objective.geometry, places,
+                             seed=objective.seed + update - 1)  # fmt: skip
         found = processes.means({"base": float(there.mean())})
         room = 1.0 - found["base"]  # the oracle's scores end at 1
         if settings.reward in ("oracle", "oracle-strict") and room > 0:
