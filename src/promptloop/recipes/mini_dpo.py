@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from promptloop import checkpoint
 from promptloop.controls.guidance import CFG
 from promptloop.controls.prompt import PromptLoop
 from promptloop.objectives.contract import Batch
@@ -100,6 +101,7 @@ def mini_dpo(
     stop_at: int | None = None,
 ) -> dict[str, Any]:
     """Trains, and leaves in `run` the LoRA (`run/backbone`), the pairs, checkpoints, metrics and a card."""
+    checkpoint.seed_generators(settings.seed)
     where, embedded = parts.locate(settings.backbone, "backbone")
     base = settings.backbone if embedded else where  # not as typed: another directory would find another one
     parts.locate(settings.policy, "policy")
@@ -144,6 +146,7 @@ def tuned(
     if not (run / PAIRS).exists():
         found = judged(settings, backbone, reward, progress)
         save_file(found, run / f"{PAIRS}.part")
+        (run / f"{PAIRS}.part").chmod((run / runs.CONFIG).stat().st_mode)  # else the owner's alone
         (run / f"{PAIRS}.part").replace(run / PAIRS)
     held = load_file(run / PAIRS)
     prompts = training_texts(f"{settings.seed}/dpo/pairs", range(settings.queries))
@@ -154,6 +157,7 @@ def tuned(
     objective = DiffusionDPO(backbone, pairs, settings.dpo_beta, settings.batch, settings.pairs_per_level,
                              settings.error, settings.seed)  # fmt: skip
 
+    checkpoint.seed_generators(settings.seed)  # here too, since pairs are made once and not on resume
     return training(
         objective,
         backbone.network,

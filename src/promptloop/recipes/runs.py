@@ -180,6 +180,7 @@ def finish(folder: Path, save: Callable[[Path], None]) -> None:
     part = folder.with_name(f"{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     save(part)
+    checkpoint.as_others(part)
     shutil.rmtree(folder, ignore_errors=True)
     part.rename(folder)
 
