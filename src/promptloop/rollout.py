@@ -69,6 +69,10 @@ class Geometry:
         for name, least in {"queries": 1, "group": 2, "refinements": 1, "denoising_steps": 1}.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+        if not 0 <= self.window[0] < self.window[1] <= 1:
+            raise ValueError(
+                f"window is {self.window}; give two parts of the trajectory in order, from 0 to 1: 0,0.75"
+            )
         check_delay(self.delay, self.loop)
         even_steps(self.refinements, self.denoising_steps, self.window, self.delay)  # they must fit
         if self.max_batch < 1:

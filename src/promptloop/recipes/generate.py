@@ -24,7 +24,7 @@ from promptloop.recipes.film import Clock, Film
 from promptloop.recipes.folder import check, save
 from promptloop.recipes.job import Job
 from promptloop.recipes.parts import Part
-from promptloop.recipes.played import played
+from promptloop.recipes.played import LOOPS, Played, played
 from promptloop.recipes.progress import Progress, silent
 from promptloop.recipes.score import score, unscored
 from promptloop.recipes.shot import Frame, Note, Picture, Shot, pixels
@@ -99,10 +99,8 @@ def generate(
     write to (`overwrite` to reuse one). ValueError on bad values, before anything is loaded where possible.
     """
     queries = (query,) if isinstance(query, str) else tuple(query)
-    if refinements is None or window is None or open_loop is None:
-        trained = played(policy)
-        window = trained.window if window is None else window
-        open_loop = trained.loop == "open" and not delay if open_loop is None else open_loop
+    trained = played(policy, Played(refinements, window, LOOPS[open_loop]))
+    window, open_loop = trained.window, trained.loop == "open" and not (delay and open_loop is None)
     if window is None or steps is None or guidance is None:
         its = usual(backbone)
         window = its.window if window is None else window

@@ -13,6 +13,7 @@ from promptloop.recipes import parts, runs
 from promptloop.recipes.settings import Grpo
 from promptloop.recipes.usual import usual
 
+LOOPS: dict[bool | None, Literal["closed", "open"] | None] = {None: None, False: "closed", True: "open"}
 FILE = "promptloop.json"  # beside the weights, so that it goes to the hub with them
 
 
@@ -41,8 +42,17 @@ def write(folder: Path, played: Played) -> None:
     (folder / FILE).write_text(json.dumps(asdict(played), indent=1), encoding="utf-8")
 
 
-def played(policy: Any) -> Played:
-    """What is said of a policy by its name; nothing of an object, a server, or what no run has trained.
+def played(policy: Any, given: Played = Played()) -> Played:
+    """What is `given`, and for what is not (None) what is said of the policy of this name."""
+    if None not in asdict(given).values():
+        return given
+    said = said_of(policy)
+    return Played(**{name: getattr(said, name) if told is None else told
+                     for name, told in asdict(given).items()})  # fmt: skip
+
+
+def said_of(policy: Any) -> Played:
+    """What is said of a policy; nothing of an object, a server, or what no run has trained.
 
     ValueError naming the file where it cannot be read.
     """

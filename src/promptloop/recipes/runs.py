@@ -7,18 +7,16 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
-import types
-import typing
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, asdict, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from promptloop import __version__, checkpoint
-from promptloop.names import nearest, one_of
 from promptloop.recipes import trace
 from promptloop.recipes.lock import LOCK, Lock
 from promptloop.recipes.places import writable
+from promptloop.recipes.reading import S, settings_from
 
 CONFIG, METRICS = "config.json", "metrics.jsonl"
 POLICY, BACKBONE = "policy", "backbone"  # what a run trains, and the folder in it
@@ -46,51 +44,6 @@ ROLES = {  # title, what it is, tag
 }
 EXAMPLE = "a jade disc and a golden block"  # what a run is tried on
 USUAL = "mini-turbo"  # what `promptloop generate` draws with unless told otherwise
-S = TypeVar("S")
-
-
-def settings_from(make: Callable[..., S], values: Mapping[str, Any]) -> S:
-    """A settings dataclass, or what a function with its own defaults makes of one, from names and values
-    (texts are read as its fields' types).
-
-    ValueError naming the nearest field for an unknown name, and what was wanted for a value of another kind.
-    """
-    kind: Any = make if isinstance(make, type) else typing.get_type_hints(make)["return"]
-    hints = typing.get_type_hints(kind)
-    known = sorted(f.name for f in fields(kind))
-    for name in values:
-        one_of(name, known, "setting")
-    return make(**{name: read_as(hints[name], value, name) for name, value in values.items()})
-
-
-def read_as(wanted: Any, value: Any, name: str) -> Any:
-    """`value` as the type `wanted`; ValueError where it is not one."""
-    options = typing.get_args(wanted)
-    if typing.get_origin(wanted) is typing.Literal:
-        if value not in options:
-            hint = nearest(str(value), map(str, options), "choose one of")
-            raise ValueError(f"{name} is {value!r}; {hint}")
-        return value
-    if typing.get_origin(wanted) in (types.UnionType, typing.Union):
-        if value is None or value == "none" and str not in options:
-            return None
-        return read_as(next(o for o in options if o is not types.NoneType), value, name)
-    try:
-        if typing.get_origin(wanted) is tuple:
-            parts = value.replace(",", " ").split() if isinstance(value, str) else list(value)
-            if len(parts) != len(options):
-                raise ValueError
-            return tuple(read_as(o, part, name) for o, part in zip(options, parts, strict=True))
-        if wanted is bool and isinstance(value, str):
-            return {"true": True, "false": False, "yes": True, "no": False}[value.lower()]
-        if wanted is int and isinstance(value, str) and value.strip().lstrip("+-").isdecimal():
-            return int(value)
-        if wanted is int and (isinstance(value, bool) or float(value) != int(value)):
-            raise ValueError
-        return wanted(value)
-    except (ValueError, KeyError, TypeError):
-        kind = getattr(wanted, "__name__", str(wanted)) if not options else "tuple"
-        raise ValueError(f"{name} is {value!r}; it must be of kind {kind}") from None
 
 
 def begin(
