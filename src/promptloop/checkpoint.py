@@ -55,6 +55,7 @@ def write(
     (part / "state.json").write_text(json.dumps(dict(state), allow_nan=False))
     if add is not None:
         add(part)
+    as_others(part)
     files = sorted(file for file in part.rglob("*") if file.is_file())
     sums = {file.relative_to(part).as_posix(): digest(file) for file in files}
     for file in files:
@@ -67,6 +68,19 @@ def write(
     for old in steps(run)[:-keep] if keep else []:
         shutil.rmtree(run / "checkpoints" / f"{old:06d}")
     return target
+
+
+def as_others(folder: Path) -> None:
+    """Gives every file in `folder` the mode that the umask leaves a new one: safetensors' writer gives its
+    own to the owner alone.
+    """
+    probe = folder / ".mode"
+    probe.touch()
+    mode = probe.stat().st_mode & 0o777
+    probe.unlink()
+    for file in folder.rglob("*"):
+        if file.is_file() and file.stat().st_mode & 0o777 != mode:
+            file.chmod(mode)
 
 
 def steps(run: Path) -> list[int]:
@@ -126,6 +140,13 @@ def synced(path: Path) -> None:
 
 
 # --- generators of every kind
+
+
+def seed_generators(seed: int) -> None:
+    """Seeds all of them: a user's reward that draws from one draws the same in every run of a seed."""
+    torch.manual_seed(seed)  # CUDA's too
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
 
 
 def generators() -> tuple[dict[str, Tensor], dict[str, Any]]:

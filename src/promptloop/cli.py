@@ -61,7 +61,7 @@ def generate(
     policy: WritesPrompts = "mini-policy",
     refinements: Refinements = None,
     window: Window = None,
-    open_loop: OpenLoop = False,
+    open_loop: OpenLoop = None,
     delay: Delay = 0,
     steps: Steps = None,
     guidance: Guidance = None,
@@ -149,6 +149,7 @@ def demo(
 @app.command(
     epilog="Example: promptloop train mini --steps 20 --out runs/mini",
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    add_help_option=False,
 )
 def train(
     context: typer.Context,
@@ -163,14 +164,22 @@ def train(
     last_good: Annotated[
         bool, typer.Option("--last-good", help="Pass over damaged checkpoints when resuming.")
     ] = False,
+    asked: Annotated[
+        bool, typer.Option("--help", help="Show this message, after a RECIPE its settings too, and exit.")
+    ] = False,
 ) -> None:
     """Train a prompt policy or a backbone by a RECIPE; any of its settings as --setting value."""
-    from promptloop.recipes.training import listed, run, settings_given
+    from promptloop.recipes.training import check, listed, run, settings_given, told
 
+    if asked:
+        settings = f"\n\n{told(recipe)}" if recipe else ""
+        echo(context.get_help() + settings)
+        return
     if not recipe:
         echo(listed())
         return
     given = settings_given(context.args)
+    check(recipe, given)
     folder = out or Path("runs") / recipe
     try:
         with progress_bar() as tell:
@@ -203,10 +212,13 @@ def reproduce(
     train: Annotated[bool, typer.Option("--train", help="Train the policies first (hours).")] = False,
 ) -> None:
     """Measure the claims on the embedded world and print their tables; goes on where it was stopped."""
+    from promptloop.recipes.titles import claim_named
+
+    chosen = [claim_named(name) for name in claims or []]
     with progress_bar() as tell:
         from promptloop.recipes.reproduce import reproduce as run
 
-        text = run(claims or [], out, quick=quick, train=train, progress=tell, say=warn)
+        text = run(chosen, out, quick=quick, train=train, progress=tell, say=warn)
     echo(text)
 
 

@@ -27,7 +27,7 @@ Refinements = Annotated[
     typer.Option(
         metavar="N",
         help="How often the prompt is written, first step included; at most once in each step of the "
-        "window.  [default: 5, or as often as fits]",
+        "window.  [default: as the policy was trained, else 5, or as often as fits]",
     ),
 ]
 Window = Annotated[
@@ -35,10 +35,18 @@ Window = Annotated[
     typer.Option(
         metavar="START END",
         help="Refine inside this part of the trajectory, and at the first step.  "
-        "[default: 0 0.75 for mini-turbo, 0.15 0.55 for mini-unet and mini-flow, else 0 1]",
+        "[default: as the policy was trained where that was told to; 0 0.75 for mini-turbo, 0.15 0.55 for "
+        "mini-unet and mini-flow, else 0 1]",
     ),
 ]
-OpenLoop = Annotated[bool, typer.Option("--open-loop", help="Write all prompts beforehand, without looking.")]
+OpenLoop = Annotated[
+    bool | None,
+    typer.Option(
+        "--open-loop/--closed-loop",
+        help="Write all prompts beforehand, without looking.  [default: as the policy was trained, else "
+        "closed]",
+    ),
+]
 Delay = Annotated[
     int, typer.Option(metavar="N", help="Steps that are done with the old prompt while a new one is written.")
 ]

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from promptloop.denoisers.loras import switched
 from promptloop.names import LORA_PREFIX
 from promptloop.policies.mllm import Mllm
+from promptloop.policies.saved import in_order
 
 LANGUAGE = "language"
 EYES = r".*(vision|visual|image|projector|connector|merger).*"  # what the chat model families call them
@@ -123,6 +124,7 @@ def save_lora(denoiser: Any, folder: Path, *, base: str) -> None:
     config.base_model_name_or_path = base
     folder.mkdir(parents=True, exist_ok=True)
     config.save_pretrained(folder)
+    in_order(folder)
     save_file(tensors, folder / "adapter_model.safetensors")
 
 

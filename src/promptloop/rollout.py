@@ -69,6 +69,10 @@ class Geometry:
         for name, least in {"queries": 1, "group": 2, "refinements": 1, "denoising_steps": 1}.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+        if not 0 <= self.window[0] < self.window[1] <= 1:
+            raise ValueError(
+                f"window is {self.window}; give two parts of the trajectory in order, from 0 to 1: 0,0.75"
+            )
         check_delay(self.delay, self.loop)
         even_steps(self.refinements, self.denoising_steps, self.window, self.delay)  # they must fit
         if self.max_batch < 1:
@@ -188,21 +192,28 @@ def branch_of(geometry: Geometry, number: int) -> int:
 
 @torch.no_grad()
 def alone(
-    denoiser: Any, reward: Reward, queries: Sequence[str], geometry: Geometry, *, seed: int, first: int = 0
-) -> Tensor:
-    """The rewards [Q] of the queries as they are, each from the first noise of its group in `rollout`."""
-    drawn = [noise_seed(geometry, seed, i, 0) for i in range(first, first + len(queries))]
+    denoiser: Any,
+    reward: Reward,
+    queries: Sequence[str],
+    geometry: Geometry,
+    places: Sequence[tuple[int, int]],
+    *,
+    seed: int,
+) -> tuple[Tensor, Tensor]:
+    """Images [Q, 3, H, W] and rewards [Q] of the queries as they are, each from the noise that the episode at
+    its place (query, member) had in `rollout`.
+    """
     end = sample(
         denoiser,
         queries,
-        seeds=drawn,
+        seeds=[noise_seed(geometry, seed, i, j) for i, j in places],
         steps=geometry.denoising_steps,
         controls=[CFG(geometry.guidance)],
         max_batch=geometry.max_batch,
     )
     assert end.images is not None
     with told(f"the reward scores {len(end.images)} images", room_for(reward, end.images)):
-        return scored(reward, end.images, queries)
+        return end.images, scored(reward, end.images, queries)
 
 
 def room_for(reward: Any, images: Tensor) -> Callable[[], list[str]]:

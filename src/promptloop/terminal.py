@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from datetime import timedelta
+from typing import Any, final
 
 import typer
 
 BAR = 85  # columns for the phase, its bar and its times; the rest says how it goes
-LINES = 20  # told of a phase where there is no terminal to draw a bar on
+LINES = 50  # told of a phase where there is no terminal to draw a bar on
 
 
 def echo(shown: Any, err: bool = False) -> None:
@@ -44,17 +46,36 @@ def progress_bar() -> Iterator[Any]:
                TextColumn("{task.fields[how]}", table_column=narrow))  # fmt: skip
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         tasks = {"starting": bar.add_task("starting", total=None, how="")}
+        pace = Pace(0)
 
         def tell(what: str, done: int, total: int) -> None:
+            nonlocal pace
             phase, _, how = what.partition(": ")
             if phase not in tasks:
                 bar.update(tasks.popitem()[1], visible=False)
                 tasks[phase] = bar.add_task(phase, total=total, how="")
+                pace = Pace(done)
             bar.update(tasks[phase], how=how, completed=done, total=total)
             if bar.disable and how and done * LINES // total > (done - 1) * LINES // total:
-                console.print(f"{what} ({done} of {total})", soft_wrap=True, highlight=False)
+                line = f"{what} ({done} of {total}{pace.left(done, total)})"
+                console.print(line, soft_wrap=True, highlight=False, markup=False)
 
         yield tell
+
+
+@final
+class Pace:
+    """How fast a phase goes, from when it was first told of, with `done` done by then."""
+
+    def __init__(self, done: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self.done, self.clock, self.began = done, clock, clock()
+
+    def left(self, done: int, total: int) -> str:
+        """ ", 0:01:40 left", as the pace so far has it; "" where there is none yet, or nothing is left."""
+        if not self.done < done < total:
+            return ""
+        seconds = (self.clock() - self.began) / (done - self.done) * (total - done)
+        return f", {timedelta(seconds=round(seconds))} left"
 
 
 def quiet() -> None:

@@ -28,6 +28,7 @@ from promptloop.sharding import full
 from promptloop.swap import put
 from promptloop.timing import Stopwatch
 
+MOST = 1_000_000  # updates: more are a slip of the keyboard
 Line = dict[str, float]
 After = Callable[[int, Batch, Line], Line]  # (updates done, batch, metrics) -> metrics to add
 
@@ -60,8 +61,12 @@ class Training:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {value}")
         if not 0 <= self.average < 1:
             raise ValueError(f"average is {self.average}; give 0 (none) or a decay below 1")
-        if not 0 < self.lr < math.inf or not self.max_grad_norm > 0:
-            raise ValueError(f"lr is {self.lr}, max_grad_norm {self.max_grad_norm}; both must be positive")
+        if self.updates > MOST:
+            raise ValueError(f"steps (updates) is {self.updates}; it must be at most {MOST}")
+        if not 0 < self.lr < math.inf:
+            raise ValueError(f"lr is {self.lr}; it must be a finite number above 0")
+        if not self.max_grad_norm > 0:
+            raise ValueError(f"max_grad_norm is {self.max_grad_norm}; it must be above 0")
 
     def rate(self, update: int) -> float:
         """A cosine from lr down to `decay_to` of it over all updates, times a linear rise over the first

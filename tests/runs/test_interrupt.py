@@ -18,6 +18,7 @@ from promptloop.train import Line, whole_updates
 
 SIZES = ["tiny_reward:Knocking" if word == "tiny_reward:brightness" else word for word in SMALL]
 SIZES[SIZES.index("--save-every") + 1] = "50"
+SIZES[SIZES.index("--sheet-every") + 1] = "0"  # the reward of the query alone would be a call more
 SIZES += ["--base-every", "0", "--steps", "4", "--denoiser-dtype", "float32"]
 IN_UPDATE_3 = "3"  # the reward's call number 0 is the check at the start; this one is in update 3
 

@@ -22,9 +22,10 @@ from tiny_training import learned, numbers, result
 from promptloop.processes import Processes
 from promptloop.recipes import real, runs
 from promptloop.recipes.grpo import objective_of
+from promptloop.recipes.reading import settings_from
 from promptloop.recipes.real import COMMON, FIXED
 from promptloop.recipes.settings import Grpo
-from promptloop.recipes.training import RECIPES, listed, recipe_named, settings_given
+from promptloop.recipes.training import RECIPES, listed, made_by, settings_given
 
 TABLES = {"sd15_imagereward": real.SD15, "sdxl_imagereward": real.SDXL, "sdxl_turbo_composite": real.TURBO,
           "sd35_imagereward": real.SD35, "flux_imagereward": real.FLUX}  # fmt: skip
@@ -106,7 +107,7 @@ def test_what_flux_is_told_reaches_training(there: Path, tmp_path: Path) -> None
 
     def told(backbone: str, scale: str) -> Any:
         given = {"backbone": backbone, "policy": str(there / "policy"), "prompts": "embedded"}
-        settings = runs.settings_from(real.flux_imagereward, {**given, "embedded_guidance": scale})
+        settings = settings_from(real.flux_imagereward, {**given, "embedded_guidance": scale})
         denoiser: Any = objective_of(settings, brightness, torch.device("cpu"), Processes()).denoiser
         return denoiser.embedded_guidance
 
@@ -126,8 +127,8 @@ def test_the_commands_of_the_docs(
     assert len(lines) == 8
     for words in lines:
         if words[0] == "train":
-            make, _ = recipe_named(words[1])
-            assert runs.settings_from(make, settings_given([w for w in words[2:] if w != "--out"][:-1]))
+            make = made_by(words[1])
+            assert settings_from(make, settings_given([w for w in words[2:] if w != "--out"][:-1]))
     tiny.saved(tiny.sd(), tmp_path / "models" / "sd15")
     shutil.copytree(there / "policy", tmp_path / "models" / "qwen")
     shutil.copytree(there / "imagereward", tmp_path / "models" / "imagereward")
@@ -171,7 +172,7 @@ def test_every_hyper_parameter_stands_in_its_table() -> None:
         said = {**COMMON, **table}
         assert set(said) == wanted, name
         assert all(len(origin) > 3 for _, origin in said.values())
-        make, _ = recipe_named(name)
+        make = made_by(name)
         made, other = make(), make(steps=7, prompts="mine.txt")
         assert all(getattr(made, key) == value for key, (value, _) in said.items())
         assert made.fixed() == {key: value for key, (value, _) in FIXED.items()}

@@ -19,13 +19,15 @@ def test_an_unknown_claim_and_a_missing_policy(
     """One sentence each, before anything is measured. Fails if a missing policy is found out too late."""
     monkeypatch.setattr(recipe, "study", lambda name, seed: study("never-trained", seed))
     code, _, err = command("reproduce", "C11", "--out", str(tmp_path))
-    assert code == 2 and "did you mean 'c1'" in err
+    assert code == 2 and "did you mean 'C1'" in err
     code, _, err = command("reproduce", "C2", "--quick", "--out", str(tmp_path / "new"))
     assert code == 2 and "--train" in err and not (tmp_path / "new").exists()
     (tmp_path / "theirs").mkdir()
     (tmp_path / "theirs" / "a.txt").touch()
     code, _, err = command("reproduce", "C1", "--quick", "--out", str(tmp_path / "theirs"))
     assert code == 2 and "a.txt" in err
+    code, _, err = command("reproduce", "C1", "--quick", "--out", str(tmp_path / "theirs" / "a.txt"))
+    assert code == 2 and "a.txt is a file; give a folder" in err
     assert all(recipe.missing(claim, 1, None) for claim in CLAIMS)
 
 

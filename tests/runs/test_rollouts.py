@@ -9,7 +9,7 @@ from tiny_training import learned, numbers, result
 
 from promptloop.recipes.embedded import mini
 from promptloop.recipes.grpo import grpo
-from promptloop.recipes.runs import settings_from
+from promptloop.recipes.reading import settings_from
 from promptloop.recipes.settings import Grpo
 
 SMALL = {

@@ -98,6 +98,11 @@ REFUSED = [
     (["mini", "--policy", "tiny_reward:brightness"], "is Python"),
     (["mini", "--reward", "tiny_reward:DIMMED"], "is a float"),
     (["mini", "--steps", "0"], "steps is 0"),
+    (["mini", "--steps", "1000001"], "it must be at most 1000000"),
+    (["mini", "--lr", "inf"], "lr is inf; it must be a finite number"),
+    (["mini", "--max-grad-norm", "0"], "max_grad_norm is 0.0; it must be above 0"),
+    (["mini", "--window", "0"], "give 2 numbers in one word, like 0,0.75"),
+    (["mini", "--window", "0,2"], "in order, from 0 to 1: 0,0.75"),
     (["mini", "--refusal-cost", "nan"], "refusal_cost is nan"),
     (["mini", "--kl-weight", "nan"], "kl_weight is nan"),
     (["mini", "--seed", "-1"], "seed is -1"),
@@ -115,6 +120,7 @@ def test_nothing_moves_where_nothing_is_told(models: list[str], tmp_path: Path) 
     Fails when gradients of 0 are stepped on: momentum would move the weights.
     """
     sizes = ["tiny_reward:Tiring" if word == "tiny_reward:brightness" else word for word in SMALL]
+    sizes[sizes.index("--sheet-every") + 1] = "0"  # it would call the reward once more, in one process
     two("--out", str(tmp_path / "run"), "--steps", "4", *models, *sizes)
     kept = [load_file(tmp_path / "run" / "checkpoints" / f"00000{k}" / "tensors.safetensors") for k in (2, 4)]
     weights = [{k: t for k, t in held.items() if k.startswith(("weight.", "optimizer."))} for held in kept]

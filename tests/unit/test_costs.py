@@ -95,11 +95,11 @@ def test_bad_costs(given: dict[str, Any], wanted: str, monkeypatch: pytest.Monke
 def test_a_run_begun_before_a_setting_was_there_goes_on(tmp_path: Path) -> None:
     """Its config lacks the setting, which then has its default. Fails if that is taken for other settings."""
     settings = mini()
-    runs.begin(tmp_path, "mini", settings, resume=False)
+    runs.begin(tmp_path, "mini", settings, resume=False).release()
     config = json.loads((tmp_path / runs.CONFIG).read_text())
     for name in ("length_cost", "draft_words", "embedded_guidance"):
         del config["settings"][name]
     (tmp_path / runs.CONFIG).write_text(json.dumps(config))
-    runs.begin(tmp_path, "mini", settings, resume=True)
+    runs.begin(tmp_path, "mini", settings, resume=True).release()
     with pytest.raises(ValueError, match=r"length_cost 0\.0 \(now 1\.0\)"):
         runs.begin(tmp_path, "mini", mini(length_cost=1.0), resume=True)

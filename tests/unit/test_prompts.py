@@ -72,7 +72,7 @@ WRONG = [
     ("set.jsonl", '{"prompt": "a"}\n{"promt": "b", "id": 1}\n', None, "line 2 has the columns promt, id"),
     ("set.jsonl", '{"caption": "a", "id": 1}\n', "captoin", "no column 'captoin'; did you mean 'caption'"),
     ("set.jsonl", '{"prompt": "a"}\n\n{"prompt": \n', None, "line 3 is not JSON"),
-    ("set.jsonl", '{"prompt": 3}\n', None, "line 1: the prompt is a int"),
+    ("set.jsonl", '{"prompt": 3}\n', None, "line 1: the prompt is 3, which is no text"),
     ("set.jsonl", '["a"]\n', None, "line 1 is a list"),
     ("set.csv", "id,text\n1,a\n2,b,c\n", "text", "line 3 has 3 columns, not 2"),
     ("set.csv", "id,text\n1,a\n", None, "has the columns id, text; say which by --prompt-column"),

@@ -117,8 +117,9 @@ def test_shared_noise_is_shared_in_every_step() -> None:
         made = rollout(bed, Keeping(), Brightness(), ["a", "b"], geometry, seed=1, solver=FlowSDE())
         for k in range(2):
             assert len(set(made.rewards[4 * k : 4 * k + 4].tolist())) == images
-    there = alone(bed, Brightness(), ["a", "b"], Geometry(2, 4, 2, denoising_steps=8, guidance=1.0), seed=1)
-    assert there.shape == (2,)
+    geometry, places = Geometry(2, 4, 2, denoising_steps=8, guidance=1.0), [(0, 0), (1, 3)]
+    images, there = alone(bed, Brightness(), ["a", "b"], geometry, places, seed=1)
+    assert there.shape == (2,) and len(images) == 2
 
 
 def test_a_branch_needs_one_noise() -> None:

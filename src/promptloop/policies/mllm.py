@@ -109,6 +109,8 @@ class Mllm(Policy):
         saved.write(folder, says, self.max_new_tokens, self.image_size, self.quantize)
         if whole:
             self.processor.save_pretrained(folder)
+        else:
+            saved.in_order(folder)
 
     @torch.no_grad()
     def write(self, requests: Sequence[Request], seeds: Sequence[int]) -> list[Draft]:

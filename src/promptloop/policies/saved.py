@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from transformers import GenerationConfig
 from transformers.utils import GENERATION_CONFIG_NAME
 
+from promptloop.names import LORA_CONFIG
 from promptloop.policies.quantize import Quantize, quantized
 
 IMAGE_SIZE, QUANTIZE = "image_size", "quantize"  # our names in it
@@ -40,6 +42,16 @@ def as_trained(
     except ValueError as error:
         raise ValueError(f"the LoRA was trained over weights in four bits: {error} (or take the whole ones: "
                          "load_policy(..., quantize='none'))") from error  # fmt: skip
+
+
+def in_order(folder: Path) -> None:
+    """Sorts the names of layers in a LoRA's settings, which peft keeps in a set: the same file every time."""
+    file = folder / LORA_CONFIG
+    found = json.loads(file.read_text(encoding="utf-8"))
+    for name in ("target_modules", "exclude_modules", "modules_to_save"):
+        if isinstance(found.get(name), list):
+            found[name] = sorted(found[name])
+    file.write_text(json.dumps(found, indent=2, sort_keys=True), encoding="utf-8")
 
 
 def write(

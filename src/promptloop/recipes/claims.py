@@ -10,9 +10,10 @@ from dataclasses import dataclass, replace
 from typing import Any, final
 
 from promptloop.bench.arms import Way
+from promptloop.recipes.dpo_settings import MiniDPO
 from promptloop.recipes.embedded import LATER, mini
-from promptloop.recipes.mini_dpo import MiniDPO
 from promptloop.recipes.settings import Grpo
+from promptloop.recipes.titles import TITLES
 from promptloop.recipes.usual import PAPER_WINDOW, TURBO_WINDOW
 
 SEEDS = 3  # of the noise, where nothing is trained
@@ -121,34 +122,34 @@ ROWS: dict[str, Row] = {
 }
 
 CLAIMS: dict[str, Claim] = {
-    "C1": Claim("A trained policy against the query alone", ("base", "ahead", "ahead5", "n1", "n5"),
+    "C1": Claim(TITLES["C1"], ("base", "ahead", "ahead5", "n1", "n5"),
                 (("ahead", "base"), ("ahead5", "base"), ("n5", "base"), ("n5", "n1"))),
-    "C2": Claim("Against feed-forward GRPO (one rewrite, no image), the same episodes and updates",
+    "C2": Claim(TITLES["C2"],
                 ("ahead", "longer", "n5"), (("n5", "longer"), ("n5", "ahead"))),
-    "C3": Claim("The ablation",
+    "C3": Claim(TITLES["C3"],
                 ("base", "untrained-one", "untrained-blind", "untrained", "ahead", "alone", "blind", "n5"),
                 (("untrained", "base"), ("untrained", "untrained-blind"), ("ahead", "untrained-one"),
                  ("alone", "untrained"), ("blind", "ahead"), ("n5", "blind"),
                  ("n5", "ahead"), ("n5", "untrained"))),
-    "C4": Claim("One policy, other backbones",
+    "C4": Claim(TITLES["C4"],
                 ("unet-base", "unet-policy", "flow-base", "flow-policy", "few-base", "few-policy"),
                 (("unet-policy", "unet-base"), ("flow-policy", "flow-base"), ("few-policy", "few-base"))),
-    "C5": Claim("Does the policy add to tuned weights?",
+    "C5": Claim(TITLES["C5"],
                 ("unet-base", "tuned-base", "unet-policy", "tuned-policy"),
                 (("tuned-base", "unet-base"), ("tuned-policy", "tuned-base"),
                  ("tuned-policy", "unet-policy"))),
-    "C6": Claim("Trained on an imperfect reward, graded by the oracle",
+    "C6": Claim(TITLES["C6"],
                 ("base", "ahead", "preference", "unet-base", "tuned-base", "tuned-preference"),
                 (("preference", "base"), ("ahead", "preference"), ("tuned-preference", "unet-base"),
                  ("tuned-base", "tuned-preference")),
                 ("ahead", "preference", "tuned", "tuned-preference")),
-    "C7": Claim("What refinements cost", ("base", "n1", "n3", "n5", "open1", "open3", "open5")),
-    "C8": Claim("Open loop against closed, with and without image dropout",
+    "C7": Claim(TITLES["C7"], ("base", "n1", "n3", "n5", "open1", "open3", "open5")),
+    "C8": Claim(TITLES["C8"],
                 ("n5", "open5", "always", "always-open"),
                 (("n5", "open5"), ("always", "always-open"), ("n5", "always"))),
-    "C9": Claim("Refinements", ("base", "n1", "n2", "n3", "n5", "whole5", "n8"),
+    "C9": Claim(TITLES["C9"], ("base", "n1", "n2", "n3", "n5", "whole5", "n8"),
                 (("n2", "n1"), ("n3", "n2"), ("n5", "n3"), ("n5", "n1"), ("n5", "whole5"), ("n8", "n5"))),
-    "feedback": Claim("Does feedback help, or only more compute?",
+    "feedback": Claim(TITLES["feedback"],
                       ("untrained", "untrained-another", "n5", "another5", "blind5", "n8", "another8"),
                       (("untrained", "untrained-another"), ("n5", "another5"), ("n5", "blind5"),
                        ("n8", "another8"))),

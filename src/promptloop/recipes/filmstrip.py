@@ -34,8 +34,10 @@ class Panel:
     final: bool = False
 
 
-def filmstrip(shot: Shot, verdict: str = "") -> Image.Image:
-    """The strip of one sample as an RGB picture; `verdict` stands below its finished image."""
+def filmstrip(shot: Shot, verdict: str = "", about: str = "") -> Image.Image:
+    """The strip of one sample as an RGB picture; `verdict` stands below its finished image, `about` below the
+    query (else the sample's number and seed).
+    """
     rows = [("refined" if shot.picture.notes else "image", panels(shot.picture, verdict))]
     if shot.base is not None:
         rows.append(("base: the query alone, same noise", panels(shot.base)))
@@ -52,7 +54,7 @@ def filmstrip(shot: Shot, verdict: str = "") -> Image.Image:
     canvas = Image.new("RGB", (width, top + sum(heights) + MARGIN // 2), PAPER)
     draw = ImageDraw.Draw(canvas)
     write(draw, (MARGIN, MARGIN - 6), title, TITLE, TITLE + 8, INK, INK)
-    plain(draw, (MARGIN, top - 38), f"sample {shot.name}   seed {shot.seed}", LABEL, FAINT)
+    plain(draw, (MARGIN, top - 38), about or f"sample {shot.name}   seed {shot.seed}", LABEL, FAINT)
     y = top
     for (name, row), height in zip(chunks, heights, strict=True):
         if name:
@@ -72,6 +74,8 @@ def panels(picture: Picture, verdict: str = "") -> list[Panel]:
         label = frame.label or ("start: noise" if frame.step == 0 else f"after step {frame.step}")
         changes = note.changes() if note else []
         words = tuple((word, kind == "new") for kind, word in changes if kind != "gone")
+        if words and frame.label:  # what is seen was not made by them
+            words = (("written:", False), *words)
         kept = {None: "", "same": "kept"}.get(note.kept, f"kept: the answer was {note.kept}") if note else ""
         row.append(Panel(label, frame.image, words, kept))
     row.append(Panel("final", picture.image, (), verdict, picture.score, final=True))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from PIL import Image
 from promptloop.recipes import trace as traces
 from promptloop.recipes.filmstrip import filmstrip
 from promptloop.recipes.page import page
+from promptloop.recipes.places import writable
 from promptloop.recipes.shot import Shot
 from promptloop.timing import Stopwatch
 
@@ -21,18 +21,13 @@ OURS = re.compile(r"(\d{2,}(-base|-filmstrip)?\.png|trace\.(json|html))")
 
 def check(out: Path, overwrite: bool) -> Path:
     """The folder, if it can be written to (nothing is changed yet); ValueError where it holds something."""
-    out = out.expanduser()
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"{out} is a file; give a folder")
+    out = writable(out.expanduser())
     inside = sorted(out.iterdir()) if out.is_dir() else []
     if inside and not overwrite:
         raise ValueError(f"{out} is not empty; give another folder, or overwrite it with --overwrite")
     foreign = [file.name for file in inside if not OURS.fullmatch(file.name)]
     if foreign:
         raise ValueError(f"{out} holds {foreign[0]!r}, which no run of promptloop wrote; give another folder")
-    nearest = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-        raise ValueError(f"{out} cannot be written to: {nearest} is not a folder of yours")
     return out
 
 

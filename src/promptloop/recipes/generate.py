@@ -24,6 +24,7 @@ from promptloop.recipes.film import Clock, Film
 from promptloop.recipes.folder import check, save
 from promptloop.recipes.job import Job
 from promptloop.recipes.parts import Part
+from promptloop.recipes.played import LOOPS, Played, played
 from promptloop.recipes.progress import Progress, silent
 from promptloop.recipes.score import score, unscored
 from promptloop.recipes.shot import Frame, Note, Picture, Shot, pixels
@@ -65,7 +66,7 @@ def generate(
     policy: str | Policy = "mini-policy",
     refinements: int | None = None,
     window: tuple[float, float] | None = None,
-    open_loop: bool = False,
+    open_loop: bool | None = None,
     delay: int = 0,
     steps: int | None = None,
     guidance: float | None = None,
@@ -92,17 +93,21 @@ def generate(
     """`n` images of each query, with the prompt refined while they form.
 
     `Job` says what the settings mean. `backbone` and `policy` may also be objects, whose trace cannot be
-    replayed. `window`, `steps` and `guidance` None are the backbone's usual ones (`usual`), `refinements`
-    None is five, or as many as fit where that is fewer. `out` is a new or empty folder to write to
-    (`overwrite` to reuse one). ValueError on bad values, before anything is loaded where possible.
+    replayed. `refinements`, `window` and `open_loop` None are as the policy was trained, where its folder
+    says so; else `refinements` is five, or as many as fit where that is fewer, the loop is closed, and
+    `window`, as `steps` and `guidance`, the backbone's usual one (`usual`). `out` is a new or empty folder to
+    write to (`overwrite` to reuse one). ValueError on bad values, before anything is loaded where possible.
     """
     queries = (query,) if isinstance(query, str) else tuple(query)
+    trained = played(policy, Played(refinements, window, LOOPS[open_loop]))
+    window, open_loop = trained.window, trained.loop == "open" and not (delay and open_loop is None)
     if window is None or steps is None or guidance is None:
         its = usual(backbone)
         window = its.window if window is None else window
         steps = its.steps if steps is None else steps
         guidance = its.guidance if guidance is None else guidance
-    refinements = fitting(steps, window, delay) if refinements is None else refinements
+    if refinements is None:
+        refinements = fitting(steps, window, delay, trained.refinements)
     job = Job(queries, named(backbone), named(policy), refinements, window, open_loop, steps, guidance,
               negative, temperature, seed, n, compare, device, dtype, max_batch, delay, size, specs(lora),
               offload, vae_tiling, vae_slicing, embedded_guidance, specs(control), solver)  # fmt: skip
@@ -121,11 +126,12 @@ def specs(given: str | Sequence[str] | None) -> tuple[str, ...]:
     return () if given is None else (given,) if isinstance(given, str) else tuple(given)
 
 
-def fitting(steps: int, window: tuple[float, float], delay: int) -> int:
-    """REFINEMENTS, or as many as fit; what cannot run at all is `Job`'s to refuse."""
+def fitting(steps: int, window: tuple[float, float], delay: int, wanted: int | None = None) -> int:
+    """`wanted` (None: REFINEMENTS), or as many as fit; what cannot run at all is `Job`'s to refuse."""
+    wanted = REFINEMENTS if wanted is None else wanted
     if steps < 1 or not 0 <= window[0] < window[1] <= 1:
-        return REFINEMENTS
-    return max(min(REFINEMENTS, room_for(steps, window, delay)[1]), 1)
+        return wanted
+    return max(min(wanted, room_for(steps, window, delay)[1]), 1)
 
 
 def settled(job: Job) -> None:
@@ -254,15 +260,8 @@ def shoot(
 
 
 def noted(step: int, draft: Draft) -> Note:
-    return Note(
-        step,
-        draft.request.prompt,
-        draft.text,
-        draft.answer,
-        draft.kept,
-        len(draft.tokens),
-        float(draft.log_probs.sum()),
-    )
+    before, length, log_prob = draft.request.prompt, len(draft.tokens), float(draft.log_probs.sum())
+    return Note(step, before, draft.text, draft.answer, draft.kept, length, log_prob)
 
 
 def graded_where(why: dict[str, str | None], job: Job, row: Sequence[Picture | None]) -> list[Picture | None]:

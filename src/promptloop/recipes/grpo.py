@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from promptloop import checkpoint
 from promptloop.denoisers import memory
 from promptloop.objectives.contract import Batch
 from promptloop.objectives.prompts import PromptGRPO
@@ -18,6 +21,8 @@ from promptloop.policies.mllm import Mllm
 from promptloop.processes import Processes
 from promptloop.recipes import loaded, parts, runs, served_rollouts
 from promptloop.recipes.early import checked, launched, prompts_of
+from promptloop.recipes.played import Played, trained_as
+from promptloop.recipes.played import write as write_played
 from promptloop.recipes.progress import Progress, silent
 from promptloop.recipes.prompts import Prompts
 from promptloop.recipes.rewards import reward_named
@@ -25,7 +30,7 @@ from promptloop.recipes.settings import TOLERANCE, Grpo
 from promptloop.recipes.sheet import write_sheet
 from promptloop.recipes.tracking import push, told, tracker
 from promptloop.rewards.contract import Reward
-from promptloop.rollout import alone
+from promptloop.rollout import Rollout, alone
 from promptloop.train import After, Line, train
 from promptloop.turns import DENOISER, POLICY, Turns
 from promptloop.watch import HackingWatch
@@ -52,21 +57,47 @@ def grpo(
     checked(settings)
     device = parts.device_named(settings.device)
     processes = launched(settings, device)
+    checkpoint.seed_generators(settings.seed)
     tell_once = say if processes.main else silent
     prompts = prompts_of(settings, tell_once)
     reward = reward_named(settings.reward, device)
     gold = None if settings.gold == "none" else reward_named(settings.gold, device)
+    lock: AbstractContextManager[Any] = nullcontext()
     if processes.main:
-        runs.begin(run, recipe, settings, resume=resume, prompts=prompts and prompts.sha256)
+        read = prompts and prompts.sha256
+        lock = runs.begin(run, recipe, settings, resume=resume, prompts=read, say=say)
+    with lock:
         for word in runs.resumed(run) if resume else []:
-            say(word)
-    processes.wait()
-    objective = objective_of(settings, reward, device, processes, prompts, tell_once)
-    in_force = {**asdict(settings.training()), **settings.fixed(), "kl_to": objective.kl_to}
-    if processes.main:
-        for word in runs.record(run, loaded.digests(settings), in_force):
-            say(word)
-    watch = HackingWatch(settings.group, gold, tell_once, past=lambda: runs.lines(run), means=processes.means)
+            tell_once(word)
+        processes.wait()
+        objective = objective_of(settings, reward, device, processes, prompts, tell_once)
+        in_force = {**asdict(settings.training()), **settings.fixed(), "kl_to": objective.kl_to}
+        if processes.main:
+            for word in runs.record(run, loaded.digests(settings), in_force):
+                say(word)
+        watch = HackingWatch(settings.group, gold, tell_once, past=lambda: runs.lines(run),
+                             means=processes.means)  # fmt: skip
+        training = partial(train, last_good=last_good, stop_at=stop_at)
+        done, save = trained(settings, objective, run, processes, watch, progress, training)
+        if processes.main:
+            runs.finish(run / runs.POLICY, save)
+            runs.card(run, recipe, {**asdict(settings), **in_force}, device, runs.POLICY)
+            if settings.push_to_hub != "none":
+                say(f"uploaded: {push(run, run / runs.POLICY, settings.push_to_hub)}")
+        processes.wait()
+        return {"updates": done, "role": "policy", "settings": asdict(settings), "lines": runs.lines(run)}
+
+
+def trained(
+    settings: Grpo,
+    objective: PromptGRPO,
+    run: Path,
+    processes: Processes,
+    watch: After,
+    progress: Progress | None,
+    training: Callable[..., int],
+) -> tuple[int, Callable[[Path], None]]:
+    """The last update, and what saves the policy into a folder."""
     log, end = tracker(settings.track if processes.main else "none", run, settings)
 
     def tell(update: int, batch: Batch, line: Line) -> Line:
@@ -75,22 +106,19 @@ def grpo(
             progress(f"training: {told(line)}", update, settings.steps)
         return {}
 
-    policy, save = objective.policy, saving(objective)
+    policy, save = objective.policy, saving(objective, trained_as(settings))
     processes = processes.dividing(policy.network) if settings.shard else processes
-    sheets = sheets_of(settings, run, processes)
-    hooks: list[After] = [watch, base_of(settings, objective, processes), sheets, tell]
+    hooks = [
+        watch,
+        base_of(settings, objective, processes),
+        sheets_of(settings, run, objective, processes),
+        tell,
+    ]
     with served_rollouts.serving(objective), memory.told("the policy is trained", lambda: lowered(settings)):
-        done = train(objective, policy.network, settings.training(), run, processes=processes, save=save,
-                     after=hooks, last_good=last_good, stop_at=stop_at)  # fmt: skip
-    weights = processes.weights()
-    if processes.main:
-        runs.finish(run / runs.POLICY, lambda folder: save(folder, weights))
-        runs.card(run, recipe, {**asdict(settings), **in_force}, device, runs.POLICY)
-        end()
-        if settings.push_to_hub != "none":
-            say(f"uploaded: {push(run, run / runs.POLICY, settings.push_to_hub)}")
-    processes.wait()
-    return {"updates": done, "role": "policy", "settings": asdict(settings), "lines": runs.lines(run)}
+        done = training(objective, policy.network, settings.training(), run, processes=processes, save=save,
+                        after=hooks)  # fmt: skip
+    end()
+    return done, partial(save, weights=processes.weights())
 
 
 def lowered(settings: Grpo) -> list[str]:
@@ -103,14 +131,20 @@ def lowered(settings: Grpo) -> list[str]:
     return ways
 
 
-def sheets_of(settings: Grpo, run: Path, processes: Processes) -> After:
-    """A hook that writes a sheet of samples now and then."""
-    steps = settings.geometry().denoising_steps
+def sheets_of(settings: Grpo, run: Path, objective: PromptGRPO, processes: Processes) -> After:
+    """A hook that writes a sheet of samples now and then, and of the first update and the last."""
+
+    def drawn(made: Rollout, rows: Sequence[int], seed: int) -> tuple[Tensor, Tensor]:
+        asked = [made.queries[k] for k in rows]
+        places = [divmod(k, settings.group) for k in rows]  # the main process has the first groups
+        with objective.turns(DENOISER):
+            return alone(objective.denoiser, objective.reward, asked, objective.geometry, places, seed=seed)
 
     def sheet(update: int, batch: Batch, line: Line) -> Line:
         every = settings.sheet_every
-        if processes.main and every and (update % every == 0 or update == 1):
-            write_sheet(run, update, batch.shown, steps, settings.group)
+        if processes.main and every and (update % every == 0 or update in (1, settings.steps)):
+            base = partial(drawn, batch.shown, seed=objective.seed + update - 1)
+            write_sheet(run, update, batch.shown, objective.geometry, base)
         return {}
 
     return sheet
@@ -124,8 +158,9 @@ def base_of(settings: Grpo, objective: PromptGRPO, processes: Processes) -> Afte
             return {}
         first, asked = processes.share.of_rows(objective.queries(update - 1))
         with objective.turns(DENOISER):
-            there = alone(objective.denoiser, objective.reward, asked, objective.geometry,
-                          seed=objective.seed + update - 1, first=first)  # fmt: skip
+            places = [(first + k, 0) for k in range(len(asked))]
+            _, there = alone(objective.denoiser, objective.reward, asked, objective.geometry, places,
+                             seed=objective.seed + update - 1)  # fmt: skip
         found = processes.means({"base": float(there.mean())})
         room = 1.0 - found["base"]  # the oracle's scores end at 1
         if settings.reward in ("oracle", "oracle-strict") and room > 0:
@@ -195,11 +230,14 @@ def objective_of(
     )
 
 
-def saving(objective: PromptGRPO) -> Callable[..., None]:
-    """Saves the trained policy into a folder, and in it who writes the first draft, if another does."""
+def saving(objective: PromptGRPO, played: Played) -> Callable[..., None]:
+    """Saves the trained policy into a folder, with how it is played, and in it who writes the first draft, if
+    another does.
+    """
 
     def save(folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
         objective.policy.save(folder, weights)
+        write_played(folder, played)
         if isinstance(objective.first, Mllm):
             objective.first.save(folder / runs.FIRST)
 

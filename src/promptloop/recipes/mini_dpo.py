@@ -4,87 +4,33 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, final
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from promptloop import checkpoint
 from promptloop.controls.guidance import CFG
 from promptloop.controls.prompt import PromptLoop
 from promptloop.objectives.contract import Batch
-from promptloop.objectives.preference import LEVELS, DiffusionDPO, Pairs, check
+from promptloop.objectives.preference import LEVELS, DiffusionDPO, Pairs
 from promptloop.parameters import LoRA, lora_on, save_lora
 from promptloop.policies.contract import Policy
 from promptloop.processes import Processes
 from promptloop.recipes import loaded, parts, runs
+from promptloop.recipes.dpo_settings import MiniDPO
 from promptloop.recipes.progress import Progress
 from promptloop.recipes.rewards import reward_named
-from promptloop.recipes.usual import settle
 from promptloop.rewards.contract import scored
 from promptloop.sample import Control, sample
-from promptloop.train import After, Line, Training, train
+from promptloop.train import After, Line, train
 from promptloop.world.queries import training_texts
 
 PAIRS = "pairs.safetensors"
-
-
-@final
-@dataclass(frozen=True)
-class MiniDPO:
-    """Diffusion-DPO of the embedded backbone on pairs of its own images that a reward tells apart.
-
-    Pairs: `queries` training-side queries, `group` images of each, the best by `reward` against the worst
-    (no pair where they are equal). With a `policy` every second image of a group is made with its prompts,
-    so that winners show what the query alone seldom gives. `denoising_steps`, `guidance` and the policy's
-    `window` None become the backbone's usual ones. Then `steps` updates on `batch` pairs.
-
-    Every `look_every` updates images of `look_queries` training-side queries, drawn apart, are scored by
-    `reward` and by `gold` ("none": not), by which no pair was judged. `DiffusionDPO` and `LoRA` say what the
-    others mean.
-    """
-
-    steps: int = 200
-    backbone: str = "mini-unet"
-    policy: str = "none"
-    reward: str = "oracle"
-    gold: str = "oracle-strict"
-    seed: int = 0
-    queries: int = 350
-    group: int = 4
-    denoising_steps: int | None = None
-    guidance: float | None = None
-    window: tuple[float, float] | None = None
-    dpo_beta: float = 2000.0
-    error: Literal["epsilon", "velocity"] = "epsilon"
-    lr: float = 3e-4
-    rank: int = 16
-    batch: int = 32
-    pairs_per_level: int = 8
-    average: float = 0.0
-    look_every: int = 50
-    look_queries: int = 70
-    save_every: int = 20
-    device: str = "auto"
-
-    def training(self) -> Training:
-        return Training(self.steps, 1, self.lr, save_every=self.save_every, average=self.average)
-
-    def __post_init__(self) -> None:
-        settle(self, denoising_steps="steps", guidance="guidance", window="window")
-        self.training(), LoRA(self.rank, self.rank)
-        for name, least in {"queries": 1, "group": 2, "denoising_steps": 1, "look_queries": 1}.items():
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
-        check(self.dpo_beta, self.batch, self.pairs_per_level, self.error)
-        if self.look_every < 0:
-            raise ValueError(f"look_every is {self.look_every}; give 0 (never) or a number of updates")
-        if self.reward == "none":
-            raise ValueError(
-                "there is no reward to judge pairs; give --reward oracle or your own module:name"
-            )
 
 
 def mini_dpo(
@@ -99,6 +45,7 @@ def mini_dpo(
     stop_at: int | None = None,
 ) -> dict[str, Any]:
     """Trains, and leaves in `run` the LoRA (`run/backbone`), the pairs, checkpoints, metrics and a card."""
+    checkpoint.seed_generators(settings.seed)
     where, embedded = parts.locate(settings.backbone, "backbone")
     base = settings.backbone if embedded else where  # not as typed: another directory would find another one
     parts.locate(settings.policy, "policy")
@@ -107,19 +54,43 @@ def mini_dpo(
     device = parts.device_named(settings.device)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("mini-dpo runs in one process so far; start it without torchrun and the like")
-    runs.begin(run, recipe, settings, resume=resume)
-    backbone = parts.backbone(settings.backbone, device, torch.float32).value
+    with runs.begin(run, recipe, settings, resume=resume, say=say):
+        backbone = parts.backbone(settings.backbone, device, torch.float32).value
+        training = partial(train, last_good=last_good, stop_at=stop_at)
+        done = tuned(settings, run, backbone, base, reward, gold, training, progress, say)
+        runs.finish(run / runs.BACKBONE, lambda folder: save_lora(backbone, folder, base=base))
+        runs.card(run, recipe, {**asdict(settings), **in_force(settings)}, device, runs.BACKBONE)
+        return {"updates": done, "role": "backbone", "settings": asdict(settings), "lines": runs.lines(run)}
+
+
+def in_force(settings: MiniDPO) -> dict[str, Any]:
+    """Every number of the training, those that are no settings too."""
+    return asdict(settings.training()) | {"lora_alpha": settings.rank}
+
+
+def tuned(
+    settings: MiniDPO,
+    run: Path,
+    backbone: Any,
+    base: str,
+    reward: Any,
+    gold: Any,
+    training: Callable[..., int],
+    progress: Progress | None,
+    say: Callable[[str], None],
+) -> int:
+    """Makes the pairs, or takes those that are there, and trains a LoRA on them; the last update."""
     if getattr(backbone.network, "peft_config", None):
         raise ValueError(
             f"{settings.backbone} is tuned already; tuning starts from a backbone without a LoRA"
         )
-    in_force = asdict(settings.training()) | {"lora_alpha": settings.rank}
-    for word in runs.record(run, loaded.digests(settings), in_force):
+    for word in runs.record(run, loaded.digests(settings), in_force(settings)):
         say(word)
     backbone.levels(LEVELS)  # a distilled one has too few: told before the pairs are made
     if not (run / PAIRS).exists():
         found = judged(settings, backbone, reward, progress)
         save_file(found, run / f"{PAIRS}.part")
+        (run / f"{PAIRS}.part").chmod((run / runs.CONFIG).stat().st_mode)  # else the owner's alone
         (run / f"{PAIRS}.part").replace(run / PAIRS)
     held = load_file(run / PAIRS)
     prompts = training_texts(f"{settings.seed}/dpo/pairs", range(settings.queries))
@@ -130,7 +101,8 @@ def mini_dpo(
     objective = DiffusionDPO(backbone, pairs, settings.dpo_beta, settings.batch, settings.pairs_per_level,
                              settings.error, settings.seed)  # fmt: skip
 
-    done = train(
+    checkpoint.seed_generators(settings.seed)  # here too, since pairs are made once and not on resume
+    return training(
         objective,
         backbone.network,
         settings.training(),
@@ -138,12 +110,7 @@ def mini_dpo(
         processes=Processes(),
         save=lambda folder, weights: save_lora(backbone, folder, base=base),
         after=[looked(settings, backbone, reward, gold), telling(settings, progress)],
-        last_good=last_good,
-        stop_at=stop_at,
     )
-    runs.finish(run / runs.BACKBONE, lambda folder: save_lora(backbone, folder, base=base))
-    runs.card(run, recipe, {**asdict(settings), **in_force}, device, runs.BACKBONE)
-    return {"updates": done, "role": "backbone", "settings": asdict(settings), "lines": runs.lines(run)}
 
 
 def telling(settings: MiniDPO, progress: Progress | None) -> After:

@@ -6,6 +6,7 @@ import csv
 import functools
 import hashlib
 import json
+import reprlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -203,7 +204,7 @@ def the_column(column: str | None, names: Sequence[str], where: str) -> str:
 def text_of(value: Any, where: str) -> str:
     """ "" for a missing one; ValueError for what is no text."""
     if value is not None and not isinstance(value, str):
-        raise ValueError(f"{where}: the prompt is a {type(value).__name__}, not a text")
+        raise ValueError(f"{where}: the prompt is {reprlib.repr(value)}, which is no text; put it in quotes")
     return value or ""
 
 

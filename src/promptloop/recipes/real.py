@@ -137,6 +137,15 @@ FLUX: Said = {
 }
 
 
+SAID = {
+    "sd15_imagereward": SD15,
+    "sdxl_imagereward": SDXL,
+    "sdxl_turbo_composite": TURBO,
+    "sd35_imagereward": SD35,
+    "flux_imagereward": FLUX,
+}  # what each recipe says beside COMMON
+
+
 def sd15_imagereward(**given: Any) -> Grpo:
     """Stable Diffusion 1.5 and ImageReward, Pick-a-Pic's prompts: the paper's ablation (its Table 3)."""
     return of(SD15, given)
@@ -164,4 +173,9 @@ def flux_imagereward(**given: Any) -> Grpo:
 
 def of(said: Said, given: Mapping[str, Any]) -> Grpo:
     """The recipe's settings, with those `given` in their place. None is left to a default."""
-    return Grpo(**{name: value for name, (value, _) in {**COMMON, **said}.items()} | dict(given))
+    return Grpo(**values_of(said) | dict(given))
+
+
+def values_of(said: Said) -> dict[str, Any]:
+    """Each hyper-parameter's value, without where it comes from."""
+    return {name: value for name, (value, _) in {**COMMON, **said}.items()}

@@ -18,13 +18,14 @@ from torch import Tensor
 from promptloop.bench.arms import Way, measured
 from promptloop.bench.history import over_training
 from promptloop.bench.paired import difference, interval
-from promptloop.names import one_of
 from promptloop.recipes import parts, runs
 from promptloop.recipes.claims import CLAIMS, ROWS, SHIPPED, TRAINED, TUNED, Claim, Row
 from promptloop.recipes.grpo import grpo
 from promptloop.recipes.mini_dpo import mini_dpo
+from promptloop.recipes.places import writable
 from promptloop.recipes.progress import Progress
 from promptloop.recipes.rewards import reward_named
+from promptloop.recipes.titles import claim_named
 from promptloop.solvers import Scheduler, Solver
 from promptloop.world import study
 from promptloop.world import weights as world_weights
@@ -53,7 +54,7 @@ def reproduce(
     ValueError for an unknown claim, for one whose policies are missing, and for a folder with rows of other
     settings or weights.
     """
-    foreign = sorted(f.name for f in out.iterdir() if f.name not in OURS) if out.is_dir() else []
+    foreign = sorted(f.name for f in out.iterdir() if f.name not in OURS) if writable(out).is_dir() else []
     if foreign:
         raise ValueError(f"{out} holds {foreign[0]!r}, which reproduce did not write; give another folder")
     count, seeds = (QUICK, 1) if quick else (FULL, None)
@@ -74,7 +75,7 @@ def reproduce(
     found: dict[str, dict[str, Any]] = {}
     for k, name in enumerate(wanted):
         if progress is not None:
-            progress(f"row {name}", k, len(wanted))
+            progress(f"measuring: {ROWS[name].title}", k, len(wanted))
         found[name] = row(name, out, count, seeds, made)
     tables = [table(name, CLAIMS[name], found) + histories(CLAIMS[name], made) for name in chosen]
     text = "\n\n".join([*tables, tasks(found, wanted)])
@@ -94,12 +95,6 @@ def missing(claim: str, seeds: int | None, policies: Path | None) -> str:
     except ValueError as error:
         return str(error)
     return ""
-
-
-def claim_named(name: str) -> str:
-    """The claim's own spelling; ValueError with the nearest for an unknown one."""
-    known = {claim.lower(): claim for claim in CLAIMS}
-    return known[one_of(name.lower(), known, "claim")]
 
 
 # --- rows

@@ -7,16 +7,16 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
-import types
-import typing
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, asdict, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from promptloop import __version__, checkpoint
-from promptloop.names import nearest, one_of
 from promptloop.recipes import trace
+from promptloop.recipes.lock import LOCK, Lock
+from promptloop.recipes.places import writable
+from promptloop.recipes.reading import S, settings_from
 
 CONFIG, METRICS = "config.json", "metrics.jsonl"
 POLICY, BACKBONE = "policy", "backbone"  # what a run trains, and the folder in it
@@ -42,81 +42,61 @@ ROLES = {  # title, what it is, tag
         "dpo",
     ),
 }
-S = TypeVar("S")
+EXAMPLE = "a jade disc and a golden block"  # what a run is tried on
+USUAL = "mini-turbo"  # what `promptloop generate` draws with unless told otherwise
 
 
-def settings_from(make: Callable[..., S], values: Mapping[str, Any]) -> S:
-    """A settings dataclass, or what a function with its own defaults makes of one, from names and values
-    (texts are read as its fields' types).
-
-    ValueError naming the nearest field for an unknown name, and what was wanted for a value of another kind.
-    """
-    kind: Any = make if isinstance(make, type) else typing.get_type_hints(make)["return"]
-    hints = typing.get_type_hints(kind)
-    known = sorted(f.name for f in fields(kind))
-    for name in values:
-        one_of(name, known, "setting")
-    return make(**{name: read_as(hints[name], value, name) for name, value in values.items()})
-
-
-def read_as(wanted: Any, value: Any, name: str) -> Any:
-    """`value` as the type `wanted`; ValueError where it is not one."""
-    options = typing.get_args(wanted)
-    if typing.get_origin(wanted) is typing.Literal:
-        if value not in options:
-            hint = nearest(str(value), map(str, options), "choose one of")
-            raise ValueError(f"{name} is {value!r}; {hint}")
-        return value
-    if typing.get_origin(wanted) in (types.UnionType, typing.Union):
-        if value is None or value == "none" and str not in options:
-            return None
-        return read_as(next(o for o in options if o is not types.NoneType), value, name)
-    try:
-        if typing.get_origin(wanted) is tuple:
-            parts = value.replace(",", " ").split() if isinstance(value, str) else list(value)
-            if len(parts) != len(options):
-                raise ValueError
-            return tuple(read_as(o, part, name) for o, part in zip(options, parts, strict=True))
-        if wanted is bool and isinstance(value, str):
-            return {"true": True, "false": False, "yes": True, "no": False}[value.lower()]
-        if wanted is int and isinstance(value, str) and value.strip().lstrip("+-").isdecimal():
-            return int(value)
-        if wanted is int and (isinstance(value, bool) or float(value) != int(value)):
-            raise ValueError
-        return wanted(value)
-    except (ValueError, KeyError, TypeError):
-        kind = getattr(wanted, "__name__", str(wanted)) if not options else "tuple"
-        raise ValueError(f"{name} is {value!r}; it must be of kind {kind}") from None
-
-
-def begin(run: Path, recipe: str, settings: Any, *, resume: bool, prompts: str | None = None) -> None:
-    """Makes the folder and writes its config, or checks that it holds this very run.
+def begin(
+    run: Path,
+    recipe: str,
+    settings: Any,
+    *,
+    resume: bool,
+    prompts: str | None = None,
+    say: Callable[[str], None] = print,
+) -> Lock:
+    """Makes the folder and writes its config, or checks that it holds this very run; the lock that keeps
+    other processes out of it.
 
     `prompts` is the sha256 of what is trained on. ValueError where there is a run and `resume` was not asked
-    for, or one with other settings or prompts.
+    for, or one with other settings or prompts, or where another process is training.
     """
-    file = run / CONFIG
     config = json.loads(json.dumps({"recipe": recipe, "settings": asdict(settings), "prompts": prompts}))
-    begun = any(run.glob("*.safetensors")) or (run / METRICS).exists() or checkpoint.steps(run)
-    if file.exists() and (begun or resume):
+    since = {f.name: f.default for f in fields(settings) if f.default is not MISSING}  # added later
+    if not (writable(run) / LOCK).exists():
+        begun(run, config, since, resume=resume)  # before anything is written there
+    run.mkdir(parents=True, exist_ok=True)
+    lock = Lock(run, say)
+    try:
+        if not begun(run, config, since, resume=resume):
+            written(run / CONFIG, {**config, "promptloop": __version__})
+    except BaseException:
+        lock.release()
+        raise
+    return lock
+
+
+def begun(run: Path, config: Mapping[str, Any], since: Mapping[str, Any], *, resume: bool) -> bool:
+    """Whether `run` holds the run of this config, or nothing yet; ValueError for anything else."""
+    file = run / CONFIG
+    there = any(run.glob("*.safetensors")) or (run / METRICS).exists() or checkpoint.steps(run)
+    if file.exists() and (there or resume):
         found = config_of(run)
         if not resume:
             raise ValueError(f"{run} holds a run; give --resume to go on with it, or another --out")
-        since = {f.name: f.default for f in fields(settings) if f.default is not MISSING}  # added later
         ours, theirs = config["settings"], json.loads(json.dumps(since)) | found.get("settings", {})
         other = [k for k in sorted({*ours, *theirs}) if ours.get(k) != theirs.get(k)]
-        if found.get("recipe") != recipe or other:
+        if found.get("recipe") != config["recipe"] or other:
             told = ", ".join(f"{k} {theirs.get(k)} (now {ours.get(k)})" for k in other) or found.get("recipe")
             raise ValueError(f"{run} holds a run with {told}; resume with its own settings")
-        if found["prompts"] != prompts:
+        if found["prompts"] != config["prompts"]:
             raise ValueError(f"{ours['prompts']} no longer holds the prompts that {run} was begun with")
-        return
+        return True
     if resume:
         raise ValueError(f"{run} holds no run to resume")
-    if run.exists() and any(f != file for f in run.iterdir()):  # a config alone: nothing was trained yet
+    if run.exists() and any(f.name not in (CONFIG, LOCK) for f in run.iterdir()):  # nothing was trained yet
         raise ValueError(f"{run} is not empty; give another --out")
-    run.mkdir(parents=True, exist_ok=True)
-    written(file, {**config, "promptloop": __version__})
+    return False
 
 
 def record(run: Path, loaded: Mapping[str, str], in_force: Mapping[str, Any]) -> list[str]:
@@ -153,6 +133,7 @@ def finish(folder: Path, save: Callable[[Path], None]) -> None:
     part = folder.with_name(f"{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     save(part)
+    checkpoint.as_others(part)
     shutil.rmtree(folder, ignore_errors=True)
     part.rename(folder)
 
@@ -198,13 +179,25 @@ def lines(run: Path) -> list[dict[str, float]]:
     return [json.loads(row) for row in rows if row.endswith("\n")]  # a kill may have cut the last
 
 
+def try_it(where: str, role: str, settings: Mapping[str, Any]) -> str:
+    """The command that makes images with what a run has trained, as it was trained."""
+    words = [f"--{role}", where, "--compare"]
+    backbone = str(settings.get("backbone", USUAL))
+    if role == POLICY and backbone != USUAL:
+        words += ["--backbone", backbone]
+    if role == POLICY and settings.get("embedded_guidance") is not None:
+        words += ["--embedded-guidance", str(settings["embedded_guidance"])]
+    words = ["promptloop", "generate", EXAMPLE, *words, "--out", "out"]
+    return shlex.join(words).replace(f"'{EXAMPLE}'", f'"{EXAMPLE}"')
+
+
 def card(run: Path, recipe: str, settings: Mapping[str, Any], device: Any, role: str) -> None:
     """Writes the model card, README.md: how the policy was made, what it reached, how to use it.
 
     `settings`: those in force. What is uploaded is named by its repository, else by this folder.
     """
     pushed = settings.get("push_to_hub", "none")
-    where = shlex.quote(str(run)) if pushed == "none" else pushed
+    where = str(run) if pushed == "none" else pushed
     seen = lines(run)
     said = list(dict.fromkeys(name for line in seen for name in line if not name.startswith("seconds/")))
     spans = {name: [line for line in seen if name in line] for name in said}
@@ -227,7 +220,7 @@ tags: [promptloop, text-to-image, {ROLES[role][2]}]
 {ROLES[role][1]}
 
 ```sh
-promptloop generate "a jade disc and a golden block" --{role} {where} --compare --out out
+{try_it(where, role, settings)}
 ```
 
 | setting | value |

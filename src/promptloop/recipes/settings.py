@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, final
+from typing import TYPE_CHECKING, Annotated, Any, Literal, final
 
-from promptloop.objectives.mismatch import Mismatch
-from promptloop.objectives.policy_gradient import Surrogate
-from promptloop.parameters import LANGUAGE, LoRA
-from promptloop.policies.served import vllm
-from promptloop.recipes.usual import settle
-from promptloop.rollout import Geometry
-from promptloop.train import Training
+if TYPE_CHECKING:  # the names of settings are told before anything heavy is loaded
+    from promptloop.objectives.mismatch import Mismatch
+    from promptloop.objectives.policy_gradient import Surrogate
+    from promptloop.parameters import LoRA
+    from promptloop.rollout import Geometry
+    from promptloop.train import Training
 
 EMBEDDED = "embedded"  # the prompts of the embedded world's training side
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.25}  # of the ratio at the start: what rounding alone makes of it
@@ -21,115 +20,147 @@ TOLERANCE = {"float32": 1e-3, "bfloat16": 0.25}  # of the ratio at the start: wh
 @final
 @dataclass(frozen=True)
 class Grpo:
-    """All settings of a GRPO run. `steps` are updates of the policy, each on `queries` groups of `group`
-    episodes.
-
-    `prompts` is "embedded" (the embedded world's training side) or what `prompts_from` reads, with
-    `prompt_column` and `prompt_split`; those shorter or longer than `prompt_chars` are left out, and those of
-    more than `prompt_tokens` (None: what the text encoder reads) of the backbone's tokens.
-    `reward` and `gold` (the hacking watch's, never trained on) are "oracle", "oracle-strict",
-    "imagereward:FOLDER_OR_ID", "none" (gold) or your own "package.module:name". `Geometry`, `Surrogate`,
-    `LoRA` and `Training` say what the others mean. `window`, `denoising_steps` and `guidance` None
-    become the backbone's usual ones, `lr` None 2e-3 for a LoRA and 2e-5 for all weights;
-    `embedded_guidance` is `load`'s (FLUX.1 dev alone is told one). `refusal_cost`, `length_cost` and
-    `draft_words` are `PromptGRPO`'s. `image_size` is the
-    side of the estimates that the policy is shown (None: as they are decoded). Every
-    `sheet_every` updates (0: never) a sheet of samples is written, every `base_every` the queries
-    alone are sampled too, which tells how much of the room up to a reward of 1 is taken.
-    With `first`, another policy or a run, the first draft of every trajectory is that one's likeliest
-    and only the later ones are trained; both are saved together. `train_weights` "all" trains every
-    weight of the policy, its eyes too, instead of a LoRA; with `policy_dtype` bfloat16 the LoRA stays
-    float32, and with `policy_quantize` 4bit its base takes a quarter of the memory. `lora_targets` is a
-    regular expression. `rollouts` is the address of a vLLM server that draws the drafts (docs/models.md).
-    `shard` divides the policy among processes (FSDP2). `offload` names who waits in the CPU's memory while
-    the other works. `push_to_hub` is an "owner/name".
+    """All settings of a GRPO run; `Geometry`, `Surrogate`, `LoRA`, `Training` and `PromptGRPO` say more of
+    theirs, `prompts_from` of the prompts. The base's samples, the queries alone, tell how much of the room up
+    to a reward of 1 is taken. With `first` the likeliest draft of another is the first of every trajectory,
+    and both policies are saved together.
     """
 
-    backbone: str
-    policy: str
-    prompts: str
-    reward: str
-    gold: str = "none"
-    steps: int = 100
-    seed: int = 0
-    prompt_column: str | None = None
-    prompt_split: str = "train"
-    prompt_chars: tuple[int, int] = (1, 1000)
-    prompt_tokens: int | None = None
-    queries: int = 16
-    group: int = 8
-    refinements: int = 5
-    window: tuple[float, float] | None = None
-    plan: Literal["even", "random"] = "random"
-    loop: Literal["closed", "open"] = "closed"
-    delay: int = 0
-    denoising_steps: int | None = None
-    denoiser_dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    guidance: float | None = None
-    embedded_guidance: float | None = None
-    noise: Literal["shared", "fresh"] = "shared"
-    image_dropout: float = 0.1
-    image_size: int | None = None
-    credit: Literal["episode", "branch"] = "episode"
-    first: str = "none"
-    first_alone: int = 0
-    temperature: float = 1.0
-    max_new_tokens: int = 32
-    refusal_cost: float = 0.2
-    length_cost: float = 0.0
-    draft_words: tuple[int, int] = (16, 76)
-    lr: float | None = None
-    epochs: int = 1
-    warmup: int = 5
-    weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
-    average: float = 0.0
-    train_weights: Literal["lora", "all"] = "lora"
-    rank: int = 16
-    lora_targets: str | None = None
-    policy_quantize: Literal["none", "4bit"] = "none"
-    policy_dtype: Literal["float32", "bfloat16"] = "float32"
-    gradient_checkpointing: bool = False
-    shard: bool = False
-    offload: Literal["none", "policy", "denoiser", "both"] = "none"
-    clip: float = 0.2
-    clip_high: float | None = None
-    kl_weight: float = 0.0
-    kl_to: Literal["old", "reference"] = "reference"
-    per: Literal["token", "draft", "constant"] = "token"
-    baseline: Literal["mean", "leave-one-out"] = "mean"
-    scale: Literal["group", "batch", "none"] = "group"
-    micro_batch: int = 64
-    max_batch: int = 96
-    rollouts: str = "none"
-    rollouts_folder: str = "none"
-    mismatch_cap: float = 2.0
-    mismatch_limit: float = 0.1
-    base_every: int = 10
-    sheet_every: int = 20
-    save_every: int = 5
-    device: str = "auto"
-    track: Literal["none", "tensorboard", "trackio", "wandb"] = "none"
-    push_to_hub: str = "none"
+    backbone: Annotated[str, "what draws: mini-turbo, mini-unet, mini-flow, a diffusers folder or a hub id"]
+    policy: Annotated[
+        str, "who writes prompts and is trained: mini-vlm, a chat model's folder or hub id, or a run"
+    ]
+    prompts: Annotated[
+        str,
+        "what to train on: embedded, or a .txt, .jsonl, .csv or .parquet file, a folder or id of datasets",
+    ]
+    reward: Annotated[
+        str, "oracle, oracle-strict, preference, imagereward:DIR|ID, judge:DIR|ID, your module:name, or a sum"
+    ]
+    gold: Annotated[str, "the hacking watch's reward, never trained on; none: no watch"] = "none"
+    steps: Annotated[int, "updates of the policy"] = 100
+    seed: Annotated[int, "of everything that is drawn"] = 0
+    prompt_column: Annotated[
+        str | None, "where the prompts are in `prompts`; none: prompt, or the only column"
+    ] = None
+    prompt_split: Annotated[str, "the part of a data set that is read"] = "train"
+    prompt_chars: Annotated[tuple[int, int], "shortest and longest prompt in characters"] = (1, 1000)
+    prompt_tokens: Annotated[
+        int | None, "longest prompt in the backbone's tokens; none: what its text encoder reads"
+    ] = None
+    queries: Annotated[int, "groups in an update, one query each"] = 16
+    group: Annotated[int, "episodes of one query, which are compared"] = 8
+    refinements: Annotated[int, "how often the prompt is written in an episode"] = 5
+    window: Annotated[
+        tuple[float, float] | None, "the part of the trajectory in which it is; none: the backbone's usual"
+    ] = None
+    plan: Annotated[Literal["even", "random"], "where in the window"] = "random"
+    loop: Annotated[Literal["closed", "open"], "closed: the policy sees the estimate; open: it does not"] = (
+        "closed"
+    )
+    delay: Annotated[int, "steps that are done with the old prompt while a new one is written"] = 0
+    denoising_steps: Annotated[int | None, "of an image; none: the backbone's usual"] = None
+    denoiser_dtype: Annotated[Literal["float32", "bfloat16"], "of the backbone"] = "bfloat16"
+    guidance: Annotated[float | None, "classifier-free, 1 is without; none: the backbone's usual"] = None
+    embedded_guidance: Annotated[float | None, "what FLUX.1-dev is told; none: 3.5"] = None
+    noise: Annotated[
+        Literal["shared", "fresh"], "whether the episodes of a group begin with the same noise"
+    ] = "shared"
+    image_dropout: Annotated[float, "how often the policy is trained without the estimate"] = 0.1
+    image_size: Annotated[int | None, "side of the estimates it is shown; none: as they are decoded"] = None
+    credit: Annotated[
+        Literal["episode", "branch"],
+        "what an episode's reward is credited to: all its drafts, or the one where its group parts",
+    ] = "episode"
+    first: Annotated[
+        str, "who writes the first drafts, untrained: another policy or a run; none: the policy"
+    ] = "none"
+    first_alone: Annotated[int, "updates at the start in which only the first draft is written"] = 0
+    temperature: Annotated[float, "of the drafts"] = 1.0
+    max_new_tokens: Annotated[int, "longest draft in tokens; a longer one is refused"] = 32
+    refusal_cost: Annotated[float, "reward that an episode pays for refused drafts, times their share"] = 0.2
+    length_cost: Annotated[float, "the same for drafts of too few or too many words"] = 0.0
+    draft_words: Annotated[
+        tuple[int, int], "fewest and most words of a draft, where length_cost is not 0"
+    ] = (16, 76)
+    lr: Annotated[float | None, "learning rate; none: 2e-3 for a LoRA, 2e-5 for all weights"] = None
+    epochs: Annotated[int, "optimiser steps on each batch"] = 1
+    warmup: Annotated[int, "updates in which the learning rate rises"] = 5
+    weight_decay: Annotated[float, "of AdamW"] = 0.0
+    max_grad_norm: Annotated[float, "longer gradients are clipped to it"] = 1.0
+    average: Annotated[float, "decay of the weights' moving average, which is saved; 0: none"] = 0.0
+    train_weights: Annotated[Literal["lora", "all"], "a LoRA, or all weights, the eyes too"] = "lora"
+    rank: Annotated[int, "of the LoRA; its alpha is twice that"] = 16
+    lora_targets: Annotated[
+        str | None, "regular expression of layers' whole names; none: every linear one of the language model"
+    ] = None
+    policy_quantize: Annotated[
+        Literal["none", "4bit"], "4bit keeps the weights below the LoRA in a quarter of the memory"
+    ] = "none"
+    policy_dtype: Annotated[
+        Literal["float32", "bfloat16"], "of the weights below the LoRA, which stays float32"
+    ] = "float32"
+    gradient_checkpointing: Annotated[
+        bool, "compute activations again in the backward pass, to save memory"
+    ] = False
+    shard: Annotated[bool, "divide the policy among processes (FSDP2)"] = False
+    offload: Annotated[
+        Literal["none", "policy", "denoiser", "both"], "who waits in the CPU's memory while the other works"
+    ] = "none"
+    clip: Annotated[float, "how far the ratio may go below 1, and above"] = 0.2
+    clip_high: Annotated[float | None, "how far above; none: as below"] = None
+    kl_weight: Annotated[float, "weight of the KL divergence in the loss"] = 0.0
+    kl_to: Annotated[Literal["old", "reference"], "from which policy it is measured"] = "reference"
+    per: Annotated[Literal["token", "draft", "constant"], "what a token's loss is divided by"] = "token"
+    baseline: Annotated[Literal["mean", "leave-one-out"], "what is taken off a reward"] = "mean"
+    scale: Annotated[
+        Literal["group", "batch", "none"], "what advantages are divided by: a standard deviation, or nothing"
+    ] = "group"
+    micro_batch: Annotated[int, "drafts that are scored together"] = 64
+    max_batch: Annotated[int, "images that are drawn together"] = 96
+    rollouts: Annotated[str, "address of a vLLM server that draws the drafts (docs/models.md)"] = "none"
+    rollouts_folder: Annotated[str, "where its LoRAs are put, seen by both; none: a temporary one"] = "none"
+    mismatch_cap: Annotated[float, "largest importance weight of a token that the server drew"] = 2.0
+    mismatch_limit: Annotated[
+        float, "mean difference of log-probs from the server's above which nothing is trained"
+    ] = 0.1
+    base_every: Annotated[int, "updates between samples of the queries alone; 0: never"] = 10
+    sheet_every: Annotated[int, "updates between sample sheets; 0: never"] = 20
+    save_every: Annotated[int, "updates between checkpoints"] = 5
+    device: Annotated[str, "auto, cpu, cuda, cuda:1, mps"] = "auto"
+    track: Annotated[
+        Literal["none", "tensorboard", "trackio", "wandb"], "where metrics go beside metrics.jsonl"
+    ] = "none"
+    push_to_hub: Annotated[str, "owner/name to upload the policy to"] = "none"
 
     def geometry(self) -> Geometry:
+        from promptloop.rollout import Geometry
+
         assert self.window is not None and self.denoising_steps is not None and self.guidance is not None
         return Geometry(self.queries, self.group, self.refinements, self.window, self.plan, self.loop,
                         self.denoising_steps, self.guidance, self.noise, self.image_dropout,
                         self.credit, self.first != "none", self.max_batch, self.delay)  # fmt: skip
 
     def surrogate(self) -> Surrogate:
+        from promptloop.objectives.policy_gradient import Surrogate
+
         return Surrogate(self.clip, self.clip_high, self.kl_weight, self.per, self.max_new_tokens)
 
     def training(self) -> Training:
+        from promptloop.train import Training
+
         return Training(self.steps, self.epochs, self.lr or 0.0, self.warmup, weight_decay=self.weight_decay,
                         max_grad_norm=self.max_grad_norm, save_every=self.save_every,
                         average=self.average)  # fmt: skip
 
     def lora(self) -> LoRA:
+        from promptloop.parameters import LANGUAGE, LoRA
+
         return LoRA(self.rank, 2 * self.rank, self.lora_targets or LANGUAGE)
 
     def mismatch(self) -> Mismatch:
+        from promptloop.objectives.mismatch import Mismatch
+
         return Mismatch(self.mismatch_cap, self.mismatch_limit)
 
     def fixed(self) -> dict[str, Any]:
@@ -147,6 +178,8 @@ class Grpo:
             )
         if self.rollouts == "none":
             return
+        from promptloop.policies.served import vllm
+
         vllm(self.rollouts)
         if self.train_weights == "all":
             raise ValueError(
@@ -156,6 +189,8 @@ class Grpo:
             raise ValueError("rollouts by a server save the LoRA of each process, and shard has divided it")
 
     def __post_init__(self) -> None:
+        from promptloop.recipes.usual import settle
+
         settle(self, window="window", denoising_steps="training_steps", guidance="guidance")
         if self.lr is None:
             object.__setattr__(self, "lr", 2e-3 if self.train_weights == "lora" else 2e-5)

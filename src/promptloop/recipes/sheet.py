@@ -1,47 +1,73 @@
-"""The sample sheet of a training run: one row per episode, with its query, drafts, estimates, image and
-reward.
+"""The sample sheet of a training run: one row per episode, with the query alone, drafts, estimates, image and
+rewards.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from PIL import Image
+from torch import Tensor
 
 from promptloop.recipes.filmstrip import filmstrip
 from promptloop.recipes.shot import Frame, Note, Picture, Shot, pixels
-from promptloop.rollout import Rollout
+from promptloop.rollout import Geometry, Rollout
+
+GROUPS = 2  # shown of an update
+Alone = Callable[[Sequence[int]], tuple[Tensor, Tensor]]  # episodes -> images and rewards of their queries
 
 
-def shots_of(made: Rollout, rows: Sequence[int], steps: int) -> list[Shot]:
-    """The episodes `rows` of a rollout of `steps` denoising steps, as the filmstrip shows them."""
-    shots = []
-    for k in rows:
-        notes, frames = [], []
-        for draft in made.drafts[k]:
-            step = round(draft.request.progress * steps)
-            notes.append(Note(step, draft.request.prompt, draft.text, draft.answer, draft.kept,
-                              len(draft.tokens), float(draft.log_probs.sum())))  # fmt: skip
-            if draft.request.estimate is not None:
-                frames.append(Frame(step, pixels(draft.request.estimate)))
-            else:
-                label = f"step {step}: no estimate shown" if step else "start: no estimate yet"
-                frames.append(Frame(step, pixels(made.images[k] * 0 + 0.5), label))
-        picture = Picture(pixels(made.images[k]), tuple(frames), tuple(notes))
-        shots.append(Shot(k, made.queries[k], made.seeds[k], picture))
-    return shots
+def shot_of(made: Rollout, k: int, steps: int, base: Tensor, reward: float) -> Shot:
+    """Episode k of a rollout of `steps` denoising steps, as the filmstrip shows it. It begins with `base`,
+    the image of the query alone and its reward, under which the first prompt stands.
+    """
+    notes, frames = [], [Frame(0, pixels(base), f"the query alone: reward {reward:.3f}")]
+    for draft in made.drafts[k]:
+        step = round(draft.request.progress * steps)
+        notes.append(Note(step, draft.request.prompt, draft.text, draft.answer, draft.kept,
+                          len(draft.tokens), float(draft.log_probs.sum())))  # fmt: skip
+        if step == 0:  # nothing was to be seen yet
+            continue
+        if draft.request.estimate is not None:
+            frames.append(Frame(step, pixels(draft.request.estimate)))
+        else:
+            frames.append(Frame(step, pixels(base * 0 + 0.9), f"step {step}: not shown to the policy"))
+    picture = Picture(pixels(made.images[k]), tuple(frames), tuple(notes))
+    return Shot(k, made.queries[k], made.seeds[k], picture)
 
 
-def write_sheet(run: Path, update: int, made: Rollout, steps: int, group: int, count: int = 4) -> Path:
-    """`run/sheets/<update>.png` and `.json`: the best and the worst episode of the first groups."""
+def chosen(rewards: Tensor, group: int) -> list[tuple[int, str]]:
+    """(episode, which it is): the best and the worst of the first groups; one of a group of equal rewards."""
     rows = []
-    for g in range(min(count // 2, len(made.rewards) // group)):
-        rewards = made.rewards[g * group : (g + 1) * group]
-        rows += [g * group + int(rewards.argmax()), g * group + int(rewards.argmin())]
-    shots = shots_of(made, rows, steps)
-    strips = [filmstrip(shot, f"reward {made.rewards[k]:.3f}") for k, shot in zip(rows, shots, strict=True)]
+    for g in range(min(GROUPS, len(rewards) // group)):
+        its = rewards[g * group : (g + 1) * group]
+        if its.max() == its.min():
+            rows.append((g * group, f"one of the {group} samples of this query, whose rewards are equal"))
+            continue
+        best, worst = g * group + int(its.argmax()), g * group + int(its.argmin())
+        rows += [(best, f"the best of the {group} samples of this query"),
+                 (worst, f"the worst of the {group} samples of this query")]  # fmt: skip
+    return rows
+
+
+def write_sheet(run: Path, update: int, made: Rollout, geometry: Geometry, alone: Alone) -> Path:
+    """`run/sheets/<update>.png` and `.json`. `alone` draws the queries of episodes as they are, from the
+    episodes' own noise.
+    """
+    rows = chosen(made.rewards, geometry.group)
+    bases, rewards = alone([k for k, _ in rows])
+    strips = []
+    for (k, which), base, reward in zip(rows, bases, rewards.tolist(), strict=True):
+        shot = shot_of(made, k, geometry.denoising_steps, base, reward)
+        strips.append(
+            filmstrip(
+                shot,
+                f"reward {made.rewards[k]:.3f} ({float(made.rewards[k]) - reward:+.3f})",
+                f"update {update}, query {k // geometry.group + 1} of {geometry.queries}: {which}",
+            )
+        )
     width, height = max(s.width for s in strips), sum(s.height for s in strips)
     page, y = Image.new("RGB", (width, height), (250, 249, 246)), 0
     for strip in strips:
@@ -51,10 +77,11 @@ def write_sheet(run: Path, update: int, made: Rollout, steps: int, group: int, c
     file.parent.mkdir(exist_ok=True)
     page.save(file)
     told = [
-        {"query": made.queries[k], "seed": made.seeds[k], "reward": float(made.rewards[k]),
+        {"query": made.queries[k], "which": which, "seed": made.seeds[k], "reward": float(made.rewards[k]),
+         "reward_alone": reward,
          "drafts": [{"progress": d.request.progress, "answer": d.answer, "kept": d.kept}
                     for d in made.drafts[k]]}
-        for k in rows
+        for (k, which), reward in zip(rows, rewards.tolist(), strict=True)
     ]  # fmt: skip
     file.with_suffix(".json").write_text(json.dumps(told, indent=1, ensure_ascii=False), encoding="utf-8")
     return file

@@ -16,8 +16,8 @@ from promptloop.denoisers.denoiser import Denoiser
 from promptloop.names import LORA_CONFIG, one_of
 from promptloop.recipes import parts
 from promptloop.recipes.methods import METHODS, OWN, is_driver, makers, method_named, settings_of
+from promptloop.recipes.reading import read_as
 from promptloop.recipes.rewards import reward_named
-from promptloop.recipes.runs import read_as
 from promptloop.sample import Control, Sample, Solver, sample
 from promptloop.solvers import CPS, DDIM, LCM, DanceSDE, Euler, FlowSDE, Heun, Scheduler
 
@@ -169,7 +169,7 @@ def value(
     if key in NUMBERS:
         numbers = [read_as(float, one, what) for one in text.split("+")]
         return numbers[0] if len(numbers) == 1 and key != "weights" else numbers
-    return read_as(hint, text.replace("+", " ") if "tuple" in str(hint) else text, what)
+    return read_as(hint, text.replace("+", " ") if "tuple" in str(hint) else text, what, "+")
 
 
 def tuned_named(text: str, named: Mapping[str, str], device: Any, denoiser: Any) -> Any:
