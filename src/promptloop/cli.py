@@ -205,21 +205,28 @@ def methods(
 def reproduce(
     claims: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[CLAIM]...", help="C1 to C9, feedback; default: all that can be measured."),
+        typer.Argument(
+            metavar="[CLAIM]...",
+            help="C1 to C9, feedback (default: all that can be measured); or steering, grid, dial.",
+        ),
     ] = None,
     out: Out = Path("promptloop-results"),
     quick: Annotated[bool, typer.Option("--quick", help="One seed, few queries; for a look.")] = False,
     train: Annotated[bool, typer.Option("--train", help="Train the policies first (hours).")] = False,
 ) -> None:
     """Measure the claims on the embedded world and print their tables; goes on where it was stopped."""
-    from promptloop.recipes.titles import claim_named
+    from promptloop.recipes.titles import STUDIES, TITLES, claim_named
 
     chosen = [claim_named(name) for name in claims or []]
     with progress_bar() as tell:
+        from promptloop.recipes.compared import compare
         from promptloop.recipes.reproduce import reproduce as run
 
-        text = run(chosen, out, quick=quick, train=train, progress=tell, say=warn)
-    echo(text)
+        texts = [compare(name, out, quick=quick, progress=tell) for name in chosen if name in STUDIES]
+        if len(texts) < len(chosen) or not chosen:
+            rows = [name for name in chosen if name in TITLES]
+            texts.append(run(rows, out, quick=quick, train=train, progress=tell, say=warn))
+    echo("\n\n".join(texts))
 
 
 @app.callback(invoke_without_command=True)

@@ -135,3 +135,38 @@ def test_what_a_run_cannot_be_steered_by_is_one_sentence(command: Callable[..., 
             "generate", QUERY, "--policy", "none", "--steps", "3", *given, "--out", "nowhere-to-be"
         )
         assert code == 2 and said in err and "Traceback" not in err, err
+
+
+def test_a_study_of_steering_goes_on_and_prints_its_table(
+    command: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`promptloop reproduce dial --quick` on two of its rows: w = 0 moves nothing, w = 3 does; rows of other
+    settings are refused. Fails if a row is measured again, or its distance is to another row's images.
+    """
+    from promptloop.recipes import compared
+
+    rows = {key: arm for key, arm in compared.dial().items() if key in ("w0", "w3")}
+    monkeypatch.setitem(compared.ARMS, "dial", lambda: rows)
+    monkeypatch.setattr(compared, "QUICK", 1)
+    code, said, err = command("reproduce", "dial", "--quick", "--out", str(tmp_path))
+    assert code == 0, err
+    first = {key: json.loads((tmp_path / "dial" / f"{key}.json").read_text()) for key in rows}
+    assert first["w0"]["moved"] == 0 < first["w3"]["moved"]
+    assert first["w0"]["cost"]["denoiser calls"] * 2 == first["w3"]["cost"]["denoiser calls"] == 80
+    monkeypatch.setattr(compared, "measured", None)
+    assert command("reproduce", "dial", "--quick", "--out", str(tmp_path))[1] == said
+    monkeypatch.setattr(compared, "QUICK", 2)
+    code, _, err = command("reproduce", "dial", "--quick", "--out", str(tmp_path))
+    assert code == 2 and "other settings" in err
+
+
+def test_the_arms_of_the_studies_can_be_read() -> None:
+    """Every row of steering and grid is a job that could run; methods have four budgets and a pair."""
+    from promptloop.recipes import compared, steering
+
+    for arms in (compared.steered(), compared.grid()):
+        for arm in arms.values():
+            steering.check(arm.controls, arm.solver)
+    keys = compared.steered()
+    assert {f"fk-preference-{b}" for b in (2, 4, 8, 16)} | {"fk-oracle-4-policy"} <= set(keys)
+    assert len(compared.grid()) == 12 and "das-oracle-2" not in keys

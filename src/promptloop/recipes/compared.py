@@ -21,9 +21,11 @@ from promptloop.bench.paired import difference, interval
 from promptloop.names import one_of
 from promptloop.recipes import parts
 from promptloop.recipes.claims import EIGHT, TWENTY
+from promptloop.recipes.places import writable
 from promptloop.recipes.progress import Progress, silent
 from promptloop.recipes.rewards import reward_named
 from promptloop.recipes.steering import loras, steering
+from promptloop.recipes.titles import STUDIES
 from promptloop.watch import diversity
 from promptloop.world import study
 from promptloop.world.queries import queries
@@ -58,10 +60,12 @@ METHODS = {  # name -> controls at {b} times the evaluations of the plain sample
     "fk": "fk:reward={reward},particles={b},every=2,strength={strength},pick=best",
     "svdd": "svdd:reward={reward},candidates={b}",
     "demon": "demon:reward={reward},candidates={b}",
+    "dts-star": "dts-star:reward={reward},rollouts={b}",
     "das": "das:reward={reward},particles={half},strength=10,pick=best",
+    "reno": "reno:reward={reward},iterations={half}",
     "reward-gradient": "reward-gradient:reward={reward},scale=0.2,relative=true recurrence:times={b}",
 }
-GRADIENT = ("das", "reward-gradient")  # they need more of a reward than its value
+GRADIENT = ("das", "reno", "reward-gradient")  # they need more of a reward than its value
 STRENGTH = {"preference": 2, "oracle": 10}  # of FK: their scales differ
 PAIRED = 4  # the budget at which methods are paired with the policy
 
@@ -103,14 +107,17 @@ def dial() -> dict[str, Arm]:
     }
 
 
-STUDIES = {"steering": steered, "grid": grid, "dial": dial}
+ARMS = {"steering": steered, "grid": grid, "dial": dial}
 
 
 def compare(
     name: str, out: Path, *, quick: bool = False, only: str = "", progress: Progress | None = None
 ) -> str:
-    """Measures the rows of one study into `out/NAME` and returns its table; goes on where it was stopped."""
-    arms = STUDIES[one_of(name, STUDIES, "study")]()
+    """Measures the rows of one study (those with `only` in their name) into `out/NAME` and returns its table;
+    goes on where it was stopped. ValueError for rows of other settings, or a folder that cannot be written.
+    """
+    writable(out)
+    arms = ARMS[one_of(name, ARMS, "study")]()
     count, seeds = (QUICK, 1) if quick else (QUERIES, SEEDS)
     first = out / name / f"{next(iter(arms))}.safetensors"
     found: dict[str, dict[str, Any]] = {}
@@ -118,7 +125,7 @@ def compare(
         if only in key:
             (progress or silent)(f"row {key}", k, len(arms))
             found[key] = row(arm, out / name / f"{key}.json", count, seeds, first)
-    text = table(arms, found)
+    text = f"### {STUDIES[name]}\n\n" + table(arms, found)
     (out / f"{name}.md").write_text(text + "\n", encoding="utf-8")
     return text
 

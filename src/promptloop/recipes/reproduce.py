@@ -25,7 +25,7 @@ from promptloop.recipes.mini_dpo import mini_dpo
 from promptloop.recipes.places import writable
 from promptloop.recipes.progress import Progress
 from promptloop.recipes.rewards import reward_named
-from promptloop.recipes.titles import claim_named
+from promptloop.recipes.titles import STUDIES, claim_named
 from promptloop.solvers import Scheduler, Solver
 from promptloop.world import study
 from promptloop.world import weights as world_weights
@@ -34,7 +34,7 @@ from promptloop.world.queries import TASKS, queries
 Say = Callable[[str], None]
 QUICK, FULL = 35, 210  # held-out queries; both divide among the seven tasks
 REWARDS = ("oracle", "oracle-strict", "preference")
-OURS = {"rows", "policies", "tables.md"}  # what it writes
+OURS = {"rows", "policies", "tables.md", *STUDIES, *(f"{name}.md" for name in STUDIES)}  # what it writes
 JUDGES = ("mini-judge", "mini-vlm", "mini-unet")  # who scores: the learned reward, its eyes, its ears
 
 

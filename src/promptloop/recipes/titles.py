@@ -1,4 +1,4 @@
-"""The claims by name: what can be known of them without loading anything."""
+"""The claims and studies by name: what can be known of them without loading anything."""
 
 from __future__ import annotations
 
@@ -16,9 +16,14 @@ TITLES = {
     "C9": "Refinements",
     "feedback": "Does feedback help, or only more compute?",
 }
+STUDIES = {
+    "steering": "Every method that steers, against its cost, alone and behind the policy",
+    "grid": "Policy, tuned weights, RL Guidance and particles together",
+    "dial": "RL Guidance from the base past the tuned weights",
+}  # of the sampling; measured when they are named
 
 
 def claim_named(name: str) -> str:
-    """The claim's own spelling; ValueError with the nearest for an unknown one."""
-    known = {claim.lower(): claim for claim in TITLES}
-    return known[name.lower()] if name.lower() in known else one_of(name, TITLES, "claim")
+    """The claim's or study's own spelling; ValueError with the nearest for an unknown one."""
+    known = {claim.lower(): claim for claim in (*TITLES, *STUDIES)}
+    return known[name.lower()] if name.lower() in known else one_of(name, [*TITLES, *STUDIES], "claim")
