@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForImageTextToText
 
+from promptloop.complete import complete
 from promptloop.names import HUB_ID
 from promptloop.policies import saved
 from promptloop.policies.contract import LIKELIEST, Draft, Policy, Request
@@ -80,9 +81,11 @@ class Mllm(Policy):
             raise ValueError(f"{path_or_id} does not exist; give a folder or a hub id (owner/name)")
         said = None if lora is None else saved.of_lora(lora)
         kept, how = saved.as_trained(quantize, said, dtype, device)
-        network: Any = AutoModelForImageTextToText.from_pretrained(
-            str(path_or_id), dtype=dtype, use_safetensors=True, **how
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(
+            str(path_or_id), dtype=dtype, use_safetensors=True, output_loading_info=True, **how
         )
+        network, report = loaded
+        complete(path_or_id, report)
         network.requires_grad_(kept == "none")
         says = said or network.generation_config
         limit = says.max_new_tokens or network.generation_config.max_new_tokens
