@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from promptloop.denoisers import loras, memory
 from promptloop.denoisers.cond import Cond
 from promptloop.denoisers.denoiser import Denoiser
+from promptloop.schedules import suits
 
 
 class LatentDenoiser(Denoiser):
@@ -38,6 +39,7 @@ class LatentDenoiser(Denoiser):
         size: int | None = None,
         embedded_guidance: float | None = None,
     ) -> None:
+        suits(pipe.scheduler, self.flow, f"a {type(pipe).__name__}")
         self.pipe = pipe
         self.network = network
         settings: Any = network.config
