@@ -27,5 +27,9 @@ def nearest(name: str, known: Iterable[str], several: str = "known") -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error of another library says, in one line; its kind where it says nothing."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    """What an error of another library says, in one line; its kind where it says nothing.
+
+    A first line that ends in a colon is nothing without the second.
+    """
+    first, *more = (str(error).strip() or type(error).__name__).splitlines()
+    return f"{first} {more[0].strip()}" if more and first.rstrip().endswith(":") else first

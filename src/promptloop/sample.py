@@ -16,7 +16,7 @@ from promptloop.denoisers.memory import lowering, told
 from promptloop.ledger import Ledger, count, counting
 from promptloop.schedules import Level, asked_for, check
 from promptloop.solvers import Denoise, Solver, default_solver
-from promptloop.state import EMBEDDED, Control, Draw, Run, State, as_texts, join
+from promptloop.state import EMBEDDED, Control, Draw, Run, State, as_texts, finite, join, paired
 from promptloop.transition import Transition
 
 __all__ = [
@@ -125,7 +125,7 @@ def begin(run: Run, prompts: Sequence[str], seeds: Sequence[int], noise: Tensor 
     queries = as_texts("prompts", prompts, None)
     if not queries or len(seeds) != len(queries):
         raise ValueError(f"{len(seeds)} seeds for {len(queries)} prompts; give one seed for each prompt")
-    if not all(0 <= int(seed) < 2**63 for seed in seeds):
+    if not all(int(seed) == seed and 0 <= seed < 2**63 for seed in seeds):
         raise ValueError(f"seeds {list(seeds)}: give whole numbers from 0 to 2**63 - 1")
     rows = torch.as_tensor(seeds, dtype=torch.long)
     noise = run.denoiser.noise(rows.tolist()) if noise is None else noise
@@ -186,16 +186,14 @@ def sample(
     Give `steps` (the solver's or the denoiser's own levels) or `levels`. The solver defaults to the one the
     denoiser's scheduler stands for; `turn` is `trajectory`'s. `on_step` sees every state of every batch. With
     `lean` a finished batch's embeddings (those that controls remember too) and last transition are let go:
-    its state has no cond. With `gradients` the result is differentiable in `noise` and the network.
+    its state has no cond. With `gradients` the result is differentiable in `noise` and the network. A last
+    latent or an image that is not finite is a ValueError.
     """
     solver = default_solver(denoiser) if solver is None else solver
     levels = asked_for(denoiser, solver, steps, levels)
     if max_batch is not None and max_batch < 1:
         raise ValueError(f"max_batch is {max_batch}; it must be at least 1")
-    if isinstance(prompts, str) or len(prompts) != len(seeds):
-        raise ValueError(f"{len(seeds)} seeds for prompts {prompts!r}; give two lists of the same length")
-    if noise is not None and len(noise) != len(prompts):
-        raise ValueError(f"noise of shape {tuple(noise.shape)} for {len(prompts)} prompts")
+    paired(prompts, seeds, noise)
     size, states, images = max_batch or max(len(prompts), 1), [], []
     with counting() as tally, torch.set_grad_enabled(gradients):
         for k in range(0, max(len(prompts), 1), size):
@@ -214,17 +212,18 @@ def sample(
                 ):
                     if on_step is not None:
                         on_step(state)
+            finite(state.x, "latent", k)
             states.append(lightened(state) if lean else state)
             if decode:
                 with told(f"decoding {held} images", lowering(denoiser, held)):
-                    images.append(decoded(denoiser, state.x))
+                    images.append(decoded(denoiser, state.x, first=k))
     return Sample(torch.cat(images) if decode else None, join(states), tally.ledger)
 
 
-def decoded(denoiser: Any, x: Tensor, size: int | None = None) -> Tensor:
-    """Images [B, 3, H, W] of clean latents, counted."""
+def decoded(denoiser: Any, x: Tensor, size: int | None = None, first: int = 0) -> Tensor:
+    """Images [B, 3, H, W] of clean latents, counted and finite (else ValueError; `first` numbers them)."""
     count(decodes=len(x))
-    return denoiser.decode(x, size=size)
+    return finite(denoiser.decode(x, size=size), "image", first)
 
 
 def lightened(state: State) -> State:

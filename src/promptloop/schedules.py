@@ -32,6 +32,7 @@ REFUSED = {  # diffusers scheduler -> why our loop cannot run it
     "KDPM2AncestralDiscreteScheduler": "looks below the next level, so its levels do not fall; "
     "EulerAncestralDiscreteScheduler or our DDIM(eta=1) draw as well",
     "DDIMInverseScheduler": INVERSE,
+    "RePaintScheduler": "fills the holes of an image that is given",
     "DPMSolverMultistepInverseScheduler": INVERSE,
 }
 
@@ -171,6 +172,20 @@ def visited(timed: Any) -> list[Level]:
     if "_sigma_to_alpha_sigma_t" in dir(timed):  # DPM-Solver, UniPC, DEIS, SA: k-style sigmas, x in VP
         return [Level(1 / math.hypot(1, sigma), sigma / math.hypot(1, sigma), t) for sigma, t in pairs]
     return [Level(1.0, sigma, t) for sigma, t in pairs]
+
+
+def suits(scheduler: Any, flow: bool | None, who: str) -> None:
+    """ValueError where a diffusers scheduler walks other levels than a network was trained on: `flow` says
+    whether it is a flow's (None: whatever it is given).
+    """
+    if scheduler is None or flow is None or is_flow(scheduler) == flow:
+        return
+    name = type(scheduler).__name__
+    if flow:
+        raise ValueError(f"{name} does not suit {who}, a flow; give FlowMatchEulerDiscreteScheduler, "
+                         "or a scheduler with use_flow_sigmas=True")  # fmt: skip
+    raise ValueError(f"{name} walks a flow, which {who} is not; give DDIMScheduler, EulerDiscreteScheduler "
+                     "or another without flow sigmas")  # fmt: skip
 
 
 def _usable(scheduler: Any) -> None:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from promptloop.history import History
-from promptloop.schedules import Level, from_scheduler, with_timesteps
+from promptloop.schedules import Level, from_scheduler, suits, with_timesteps
 from promptloop.transition import Transition
 
 HISTORY = {"model_outputs", "ets", "derivatives", "dt", "sample"}  # where diffusers' schedulers keep theirs
@@ -256,6 +256,7 @@ class Scheduler(Solver):
     def __call__(self, denoise: Denoise, state: Point, level: Level) -> Transition:
         last = state.transition
         if state.step == 0:
+            suits(self.scheduler, state.run.denoiser.flow, f"a {type(state.run.denoiser).__name__}")
             history = History(self._timed(state.run.levels), 0, state.x.shape)
         elif last is not None and isinstance(last.carry, History):
             history = last.carry.fork()

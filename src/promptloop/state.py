@@ -218,6 +218,28 @@ def as_texts(name: str, texts: Sequence[str], size: int | None) -> tuple[str, ..
     return tuple(texts)
 
 
+def paired(prompts: Sequence[str], seeds: Sequence[int], noise: Tensor | None) -> None:
+    """ValueError unless there is one seed, and one row of noise, for each prompt."""
+    if isinstance(prompts, str):
+        raise ValueError(f"prompts is the text {prompts!r}; give a list: [{prompts!r}]")
+    if len(prompts) != len(seeds):
+        raise ValueError(f"{len(seeds)} seeds for {len(prompts)} prompts; give two lists of the same length")
+    if noise is not None and len(noise) != len(prompts):
+        raise ValueError(f"noise of shape {tuple(noise.shape)} for {len(prompts)} prompts")
+
+
+def finite(values: Tensor, what: str, first: int = 0) -> Tensor:
+    """`values` [B, ...]; ValueError naming the sample, counted from `first`, where one is not finite."""
+    if bool((whole := values.isfinite().flatten(1).all(1)).all()):
+        return values
+    rows = [first + i for i, fine in enumerate(whole.tolist()) if not fine]
+    raise ValueError(
+        f"the {what} of sample {rows[0]} is not finite ({len(rows)} of {len(values)} samples): a LoRA or "
+        "guidance that is too strong, or a dtype that is too narrow (float16); lower the weight, or load "
+        "with dtype bfloat16 or float32"
+    )
+
+
 def seed_of(seed: int, step: int, purpose: str) -> int:
     """The seed for one purpose of one sample at one step: a stable number of 63 bits."""
     digest = hashlib.blake2b(f"{seed}/{step}/{purpose}".encode(), digest_size=8).digest()

@@ -20,6 +20,7 @@ class Denoiser(ABC):
     """
 
     network: nn.Module  # what weight objectives train
+    flow: bool | None = None  # whether it was trained on a flow's levels; None: it takes any
     _dtype: tuple[torch.dtype, torch.dtype] | None = None  # of the first weight, and what was said then
 
     @property

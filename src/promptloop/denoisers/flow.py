@@ -28,6 +28,7 @@ class FlowDenoiser(LatentDenoiser):
     Levels on another scale are rescaled to a flow's by alpha + sigma.
     """
 
+    flow = True
     patch: int = 2  # side of the squares of latents that are one token
     longest_shift = 1.15  # max_shift where the scheduler does not say
 

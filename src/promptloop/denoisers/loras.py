@@ -15,14 +15,16 @@ from pathlib import Path
 from typing import Any, final
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from promptloop.denoisers import hub
+from promptloop.denoisers.fits import whole
 from promptloop.names import LORA_CONFIG, LORA_PREFIX, first_line, one_of
 
+FAILURES = (ValueError, RuntimeError, KeyError, TypeError, AttributeError, IndexError, ZeroDivisionError,
+            OSError)  # fmt: skip
 USUAL_FILES = {"pytorch_lora_weights", "adapter_model"}  # stems that say nothing: their folder names the LoRA
-MATRIX = re.compile(r"(lora_[AB]|[._]down|[._]up)\.weight$")  # in the layouts of peft, diffusers and kohya
-TEXT = re.compile(r"^(text_encoder|lora_te)")
 
 
 @final
@@ -70,7 +72,7 @@ Given = str | Path | LoraSource | Sequence[str | Path | LoraSource] | Mapping[st
 def sources(given: Given) -> list[LoraSource]:
     """One path, several, or a mapping from path to weight, as a list; ValueError where two have one name."""
     if isinstance(given, Mapping):
-        found = [LoraSource(str(path), float(weight)) for path, weight in given.items()]
+        found = [LoraSource(str(path), _weight(path, weight)) for path, weight in given.items()]
     else:
         row = [] if given is None else [given] if isinstance(given, str | Path | LoraSource) else [*given]
         found = [item if isinstance(item, LoraSource) else LoraSource(str(item)) for item in row]
@@ -79,6 +81,12 @@ def sources(given: Given) -> list[LoraSource]:
             where = ", ".join(source.path for source in found if source.name == name)
             raise ValueError(f"{count} LoRAs would be called {name!r} ({where}); give each a name of its own")
     return found
+
+
+def _weight(path: Any, weight: Any) -> float:
+    if isinstance(weight, bool) or not isinstance(weight, int | float):
+        raise ValueError(f"the weight of lora {path} is {weight!r}; give a number, such as 0.8")
+    return float(weight)
 
 
 # --- loading
@@ -139,11 +147,21 @@ def _add(pipe: Any, source: LoraSource, file: Path) -> None:
                 held = pipe.lora_state_dict(str(file.parent), **where)
                 held = held[0] if isinstance(held, tuple) else held
                 pipe.load_lora_weights(str(file.parent), adapter_name=source.name, **where)
-    except (ValueError, RuntimeError, KeyError, TypeError, AttributeError) as error:
+    except SafetensorError as error:
+        raise ValueError(f"the file {file} of lora {source.path} is damaged ({first_line(error)}); copy or "
+                         "download it again") from error  # fmt: skip
+    except FAILURES as error:
         why = first_line(error)
         why = "its text encoder has other sizes" if "ignore_mismatched_sizes" in why else why
         raise ValueError(f"lora {source.path} does not fit {kind}: {why}") from error
-    _whole(pipe, source, held, [*load_file(file)])
+    whole(pipe, _parts(pipe), source.name, source.path, held, [*load_file(file)])
+    if any(
+        source.name in layer.scaling and not _unit(layer, source.name)
+        for layer in _layers(_parts(pipe).values())
+    ):
+        raise ValueError(
+            f"lora {source.path} has lora_alpha 0, so it does nothing; give the alpha it was trained with"
+        )
 
 
 def _by_peft(network: Any, held: Mapping[str, Any], folder: Path, name: str) -> None:
@@ -152,31 +170,6 @@ def _by_peft(network: Any, held: Mapping[str, Any], folder: Path, name: str) -> 
 
     inject_adapter_in_model(LoraConfig.from_pretrained(str(folder)), network, adapter_name=name)
     set_peft_model_state_dict(network, held, adapter_name=name)
-
-
-def _whole(pipe: Any, source: LoraSource, held: Mapping[str, Any], raw: Sequence[str]) -> None:
-    """ValueError unless every matrix of the file has found a place of its size, text encoders' included.
-
-    `held` are the tensors as diffusers reads them, `raw` the names in the file.
-    """
-    kind, parts = type(pipe).__name__, _parts(pipe)
-    placed = {name: _sizes(part, source.name) for name, part in parts.items()}
-    if not any(placed.values()):
-        raise ValueError(f"lora {source.path} names no weights of {kind}; it is for another backbone")
-    texts = [key for key in [*held, *raw] if TEXT.match(key)]
-    if texts and not any(sizes for name, sizes in placed.items() if name.startswith("text_encoder")):
-        raise ValueError(f"lora {source.path} has weights for a text encoder ({texts[0]}, ...), which "
-                         f"diffusers cannot load into {kind}; give a LoRA of the network alone")  # fmt: skip
-    wanted = Counter(value.numel() for key, value in held.items() if MATRIX.search(key))
-    if lost := wanted - sum(placed.values(), Counter()):
-        raise ValueError(f"lora {source.path} fits {kind} in part only: {lost.total()} of its "
-                         f"{wanted.total()} matrices found no place; it is for another backbone")  # fmt: skip
-
-
-def _sizes(part: Any, name: str) -> Counter[int]:
-    """The sizes of the LoRA's matrices that `part` holds."""
-    ends = tuple(f"lora_{side}.{name}.weight" for side in "AB")
-    return Counter(value.numel() for key, value in part.named_parameters() if key.endswith(ends))
 
 
 # --- switching
@@ -193,7 +186,8 @@ def in_force(modules: Sequence[Any]) -> dict[str, float]:
     for layer in _layers(modules):
         for name in layer.scaling:
             on = not layer.disable_adapters and name in layer.active_adapters
-            found[name] = round(layer.scaling[name] / _unit(layer, name), 6) if on else found.get(name, 0.0)
+            unit = _unit(layer, name)
+            found[name] = round(layer.scaling[name] / unit, 6) if on and unit else found.get(name, 0.0)
     return found
 
 

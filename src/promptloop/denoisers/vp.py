@@ -23,6 +23,8 @@ class VPDenoiser(LatentDenoiser):
     ValueError for a prediction type not in `PREDICTIONS`.
     """
 
+    flow = False
+
     def __init__(self, pipe: Any, network: nn.Module, **settings: Any) -> None:
         super().__init__(pipe, network, **settings)
         self.prediction = kind = pipe.scheduler.config.get("prediction_type", "epsilon")

@@ -20,7 +20,7 @@ from promptloop.parameters import fully, has_reference, saving_memory, with_lora
 from promptloop.policies.mllm import Mllm
 from promptloop.processes import Processes
 from promptloop.recipes import loaded, parts, runs, served_rollouts
-from promptloop.recipes.early import checked, launched, prompts_of
+from promptloop.recipes.early import checked, foreign, launched, prompts_of
 from promptloop.recipes.played import Played, trained_as
 from promptloop.recipes.played import write as write_played
 from promptloop.recipes.progress import Progress, silent
@@ -28,7 +28,7 @@ from promptloop.recipes.prompts import Prompts
 from promptloop.recipes.rewards import reward_named
 from promptloop.recipes.settings import TOLERANCE, Grpo
 from promptloop.recipes.sheet import write_sheet
-from promptloop.recipes.tracking import push, told, tracker
+from promptloop.recipes.tracking import idle, push, told, tracker
 from promptloop.rewards.contract import Reward
 from promptloop.rollout import Rollout, alone
 from promptloop.train import After, Line, train
@@ -50,15 +50,14 @@ def grpo(
     say: Say = print,
     stop_at: int | None = None,
 ) -> dict[str, Any]:
-    """Trains, and leaves in `run` the policy (`run/policy`), checkpoints, metrics, sheets and a card.
-
-    `recipe` is whose settings they are.
-    """
+    """Trains by the settings of `recipe`, and leaves in `run` the policy, checkpoints, metrics and a card."""
     checked(settings)
     device = parts.device_named(settings.device)
     processes = launched(settings, device)
     checkpoint.seed_generators(settings.seed)
     tell_once = say if processes.main else silent
+    if word := foreign(recipe, settings.backbone):
+        tell_once(word)
     prompts = prompts_of(settings, tell_once)
     reward = reward_named(settings.reward, device)
     gold = None if settings.gold == "none" else reward_named(settings.gold, device)
@@ -78,7 +77,7 @@ def grpo(
         watch = HackingWatch(settings.group, gold, tell_once, past=lambda: runs.lines(run),
                              means=processes.means)  # fmt: skip
         training = partial(train, last_good=last_good, stop_at=stop_at)
-        done, save = trained(settings, objective, run, processes, watch, progress, training)
+        done, save = trained(settings, objective, run, processes, watch, progress, tell_once, training)
         if processes.main:
             runs.finish(run / runs.POLICY, save)
             runs.card(run, recipe, {**asdict(settings), **in_force}, device, runs.POLICY)
@@ -95,6 +94,7 @@ def trained(
     processes: Processes,
     watch: After,
     progress: Progress | None,
+    say: Say,
     training: Callable[..., int],
 ) -> tuple[int, Callable[[Path], None]]:
     """The last update, and what saves the policy into a folder."""
@@ -102,6 +102,8 @@ def trained(
 
     def tell(update: int, batch: Batch, line: Line) -> Line:
         log(line, update)
+        if why := idle(line):
+            say(f"update {update}: {why}")
         if progress is not None and processes.main:
             progress(f"training: {told(line)}", update, settings.steps)
         return {}
@@ -182,6 +184,7 @@ def objective_of(
     waiting = {"none": (), "both": (POLICY, DENOISER)}.get(settings.offload, (settings.offload,))
     there = torch.device("cpu") if DENOISER in waiting else device
     backbone = parts.backbone(settings.backbone, there, getattr(torch, settings.denoiser_dtype),
+                              lora=settings.loras(), size=settings.size or 0,
                               embedded_guidance=settings.embedded_guidance).value  # fmt: skip
     queries = asking(settings, prompts, backbone, say)
     where, embedded = parts.locate(settings.policy, "policy")
@@ -199,7 +202,7 @@ def objective_of(
         policy = fully(policy)
     else:
         base = settings.policy if embedded else where
-        policy = with_lora(policy, settings.lora(), seed=settings.seed, base=base)
+        policy = with_lora(policy, settings.policy_lora(), seed=settings.seed, base=base)
     if settings.gradient_checkpointing:
         saving_memory(policy)
     first = first_of(settings, device)

@@ -40,6 +40,8 @@ class Grpo:
     gold: Annotated[str, "the hacking watch's reward, never trained on; none: no watch"] = "none"
     steps: Annotated[int, "updates of the policy"] = 100
     seed: Annotated[int, "of everything that is drawn"] = 0
+    size: Annotated[int | None, "side of the images in pixels; none: what the backbone makes"] = None
+    lora: Annotated[str, "LoRAs of the backbone, [NAME=]PATH[:WEIGHT], with + between several"] = "none"
     prompt_column: Annotated[
         str | None, "where the prompts are in `prompts`; none: prompt, or the only column"
     ] = None
@@ -153,7 +155,11 @@ class Grpo:
                         max_grad_norm=self.max_grad_norm, save_every=self.save_every,
                         average=self.average)  # fmt: skip
 
-    def lora(self) -> LoRA:
+    def loras(self) -> list[str]:
+        """The backbone's LoRAs, each as [NAME=]PATH[:WEIGHT]."""
+        return [] if self.lora == "none" else [part.strip() for part in self.lora.split(" + ")]
+
+    def policy_lora(self) -> LoRA:
         from promptloop.parameters import LANGUAGE, LoRA
 
         return LoRA(self.rank, 2 * self.rank, self.lora_targets or LANGUAGE)
@@ -166,12 +172,12 @@ class Grpo:
     def fixed(self) -> dict[str, Any]:
         """What no setting changes; `recipes/real.py` says where each comes from."""
         its = self.training()
-        return {"betas": its.betas, "decay_to": its.decay_to, "lora_alpha": self.lora().alpha,
+        return {"betas": its.betas, "decay_to": its.decay_to, "lora_alpha": self.policy_lora().alpha,
                 "start_tolerance": TOLERANCE[self.policy_dtype]}  # fmt: skip
 
     def _check_weights(self) -> None:
         """Refuses (ValueError) an address that is none, and what a server or four-bit weights cannot do."""
-        self.lora(), self.mismatch()
+        self.policy_lora(), self.mismatch()
         if self.policy_quantize != "none" and self.train_weights == "all":
             raise ValueError(
                 "policy_quantize 4bit keeps the weights as they are; train a LoRA, not all weights"
@@ -194,9 +200,10 @@ class Grpo:
         settle(self, window="window", denoising_steps="training_steps", guidance="guidance")
         if self.lr is None:
             object.__setattr__(self, "lr", 2e-3 if self.train_weights == "lora" else 2e-5)
-        least = {"steps": 1, "seed": 0, "refusal_cost": 0.0, "length_cost": 0.0, "max_new_tokens": 1,
+        least = {"steps": 1, "seed": 0, "guidance": 0.0, "refusal_cost": 0.0, "length_cost": 0.0,
+                 "max_new_tokens": 1,
                  "micro_batch": 1, "base_every": 0, "sheet_every": 0}  # fmt: skip
-        least |= {n: 1 for n in ("image_size", "prompt_tokens") if getattr(self, n) is not None}
+        least |= {n: 1 for n in ("image_size", "prompt_tokens", "size") if getattr(self, n) is not None}
         for name, value in least.items():
             if not value <= getattr(self, name) < math.inf:  # nan passes no comparison
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {value}")

@@ -1,0 +1,92 @@
+"""Folders whose weights are not whole are refused: nothing of a network is made up."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import tiny_more
+import tiny_vlm
+from safetensors.torch import load_file, save_file
+
+from promptloop import load, load_policy
+
+
+def without(file: Path, name: str = "") -> str:
+    """Takes a tensor out of a file of weights: the one named, or one in its middle."""
+    held = load_file(file)
+    name = name or sorted(held)[len(held) // 2]
+    held.pop(name)
+    save_file(held, file, {"format": "pt"})
+    return name
+
+
+@pytest.mark.parametrize(("build", "part"), [(tiny.sd, "text_encoder"), (tiny.sd, "unet"), (tiny.sd, "vae"),
+                                             (tiny_more.flux, "text_encoder_2"),
+                                             (tiny.sd3, "transformer")])  # fmt: skip
+def test_a_part_that_lacks_a_tensor(build: Callable[[], Any], part: str, tmp_path: Path) -> None:
+    """Fails if the tensor is drawn at random, or its absence told by torch's "meta tensor"."""
+    folder = tiny.saved(build(), tmp_path)
+    load(folder)
+    (file,) = (folder / part).glob("*.safetensors")
+    name = without(file, "encoder.block.0.layer.1.DenseReluDense.wi.weight" if "2" in part else "")
+    with pytest.raises(ValueError, match=f"{part} lacks 1 of the network's tensors .*{name}"):
+        load(folder)
+
+
+def test_a_policy_that_lacks_a_tensor(tmp_path: Path) -> None:
+    """Fails if the tensor is drawn at random, or a tied head is called missing."""
+    folder = tiny_vlm.build("idefics3", tmp_path / "whole")
+    without(folder / "model.safetensors")
+    with pytest.raises(ValueError, match=r"whole lacks 1 of the network's tensors"):
+        load_policy(str(folder))
+    shutil.rmtree(folder)
+    tied = tiny_vlm.build("idefics3", folder)
+    config = json.loads((tied / "config.json").read_text())
+    config["tie_word_embeddings"] = config["text_config"]["tie_word_embeddings"] = True
+    (tied / "config.json").write_text(json.dumps(config))
+    without(tied / "model.safetensors", "lm_head.weight")
+    load_policy(str(tied))
+
+
+def test_a_surplus_tensor_is_told(tmp_path: Path) -> None:
+    """Fails if it is dropped in silence."""
+    folder = tiny.saved(tiny.sd(), tmp_path)
+    file = folder / "text_encoder" / "model.safetensors"
+    held = load_file(file)
+    save_file(held | {"encoder.layers.9.fc1.weight": held[min(held)].clone()}, file, {"format": "pt"})
+    with pytest.warns(UserWarning, match=r"text_encoder has 1 tensors .*layers\.9\.fc1"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        ([], "names no pipeline|neither"),
+        ({"unet": [None, None]}, "leaves out unet"),
+        ({"vae": ["diffusers"]}, "cannot be loaded"),
+        ({"unet": ["diffusers", "AutoencoderKL"]}, "cannot be loaded"),
+        ({"unet": ["diffusers", "NoSuchNetwork"]}, "cannot be loaded"),
+        ({"_class_name": "StableDiffusionXLPipeline"}, "leaves out text_encoder_2, tokenizer_2"),
+        ({"_class_name": "FluxPipeline"}, "leaves out text_encoder_2, tokenizer_2, transformer"),
+    ],
+)
+def test_a_broken_index_is_one_sentence(said: Any, why: str, tmp_path: Path) -> None:
+    """Fails if what the libraries raise comes through."""
+    folder = tiny.saved(tiny.sd(), tmp_path)
+    index = folder / "model_index.json"
+    index.write_text(json.dumps(json.loads(index.read_text()) | said if isinstance(said, dict) else said))
+    with pytest.raises(ValueError, match=f"{tmp_path.name}.*{why}"):
+        load(folder)
+
+
+def test_a_part_that_is_not_there(tmp_path: Path) -> None:
+    folder = tiny.saved(tiny.sd(), tmp_path)
+    shutil.rmtree(folder / "tokenizer")
+    with pytest.raises(ValueError, match="its part tokenizer is not there"):
+        load(folder)
