@@ -19,7 +19,18 @@ PYTHON = sorted(
     p for d in ("src", "tests", "benchmarks") if (ROOT / d).is_dir() for p in (ROOT / d).rglob("*.py")
 )
 
-LOWEST = {"world", "rewards", "policies", "denoisers", "schedules", "names", "complete", "swap", "ledger"}
+LOWEST = {
+    "world",
+    "rewards",
+    "policies",
+    "denoisers",
+    "schedules",
+    "names",
+    "complete",
+    "precision",
+    "swap",
+    "ledger",
+}
 LOOP = LOWEST | {"transition", "history", "solvers", "state", "sample", "parameters"}
 MIDDLE = LOOP | {"controls"}
 TRAIN = MIDDLE | {"rollout", "objectives", "timing", "turns"}

@@ -69,7 +69,7 @@ def test_the_order_is_a_function_of_the_update_and_every_pass_sees_all() -> None
 
 
 WRONG = [
-    ("set.jsonl", '{"prompt": "a"}\n{"promt": "b", "id": 1}\n', None, "line 2 has the columns promt, id"),
+    ("set.jsonl", '{"prompt": "a"}\n{"promt": "b", "id": 1}\n', None, "line 2 has no column 'prompt'"),
     ("set.jsonl", '{"caption": "a", "id": 1}\n', "captoin", "no column 'captoin'; did you mean 'caption'"),
     ("set.jsonl", '{"prompt": "a"}\n\n{"prompt": \n', None, "line 3 is not JSON"),
     ("set.jsonl", '{"prompt": 3}\n', None, "line 1: the prompt is a int"),

@@ -37,6 +37,11 @@ class CFG(Control):
         check_window(self.window)
         if not math.isfinite(self.scale):
             raise ValueError(f"the guidance scale is {self.scale}; give a finite number (1 is without)")
+        if not isinstance(self.negative, str | None):
+            raise ValueError(f"the negative prompt is {self.negative!r}; give one text for all, or None")
+        if self.scale == 1 and self.negative:
+            raise ValueError(f"the negative prompt {self.negative!r} does nothing at a guidance scale of 1; "
+                             "give another scale, or leave it out")  # fmt: skip
 
     def start(self, state: State) -> State:
         if self.scale == 1:

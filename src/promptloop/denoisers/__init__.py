@@ -10,6 +10,8 @@ import torch
 
 from promptloop.denoisers.cond import Cond
 from promptloop.denoisers.denoiser import Denoiser
+from promptloop.names import first_line
+from promptloop.precision import dtype_named
 
 if TYPE_CHECKING:
     from promptloop.denoisers.loras import Given
@@ -31,7 +33,7 @@ FAMILIES = {  # pipeline class, as named in model_index.json -> the denoiser tha
 def load(
     path: str | Path,
     *,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | str = torch.float32,
     device: str | torch.device = "cpu",
     lora: Given = None,
     size: int | None = None,
@@ -59,7 +61,12 @@ def load(
     """
     from promptloop.denoisers import folders, loras, memory
 
+    dtype = dtype_named(dtype)
     memory.check(offload, device)
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {str(device)!r} cannot be used here: {first_line(error)}") from error
     found = loras.files(lora)
 
     source = folders.source(path)

@@ -49,11 +49,13 @@ class LatentDenoiser(Denoiser):
                 f"embedded_guidance is {embedded_guidance}, but this {type(pipe).__name__} is not distilled "
                 "on a guidance scale; use the control CFG(scale), on the command line --guidance"
             )
+        if embedded_guidance is not None and not 0 <= embedded_guidance < float("inf"):
+            raise ValueError(f"embedded_guidance is {embedded_guidance}; it must be a finite number from 0")
         scale = self.usual_guidance if embedded_guidance is None else embedded_guidance
         self.embedded_guidance = scale if told else None
         unit = pipe.vae_scale_factor * self.patch
-        if size is not None and (size < unit or size % unit):
-            raise ValueError(f"size is {size}; {type(pipe).__name__} makes images of a multiple of {unit}")
+        if size is not None and (not isinstance(size, int) or size < unit or size % unit):
+            raise ValueError(f"size is {size!r}; {type(pipe).__name__} makes images of a multiple of {unit}")
         self.size = size
 
     def embed(self, prompts: Sequence[str]) -> Cond:

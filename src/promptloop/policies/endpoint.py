@@ -56,6 +56,8 @@ class Endpoint(Policy):
         for name in ("max_new_tokens", "concurrency"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.image_size is not None and self.image_size < 1:
+            raise ValueError(f"image_size is {self.image_size}; give pixels, from 1")
         taken = sorted(set(self.extra) & set(self._body(Request("", ""), 0)))
         if taken:
             raise ValueError(

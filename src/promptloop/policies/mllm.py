@@ -25,6 +25,7 @@ from promptloop.policies.message import messages, read
 from promptloop.policies.pictures import by_picture, identity, picture
 from promptloop.policies.processor import load_processor
 from promptloop.policies.quantize import Quantize
+from promptloop.precision import dtype_named
 
 
 @final
@@ -50,8 +51,10 @@ class Mllm(Policy):
     quantize: Quantize = "none"
 
     def __post_init__(self) -> None:
-        if self.temperature < 0:
+        if not 0 <= self.temperature < float("inf"):
             raise ValueError(f"temperature is {self.temperature}; give 0 (greedy) or a positive number")
+        if self.image_size is not None and self.image_size < 1:
+            raise ValueError(f"image_size is {self.image_size}; give pixels, from 1")
         if self.max_new_tokens < 1:
             raise ValueError(f"max_new_tokens is {self.max_new_tokens}; a draft needs at least 1 token")
         if not self.processor.tokenizer.chat_template and not self.processor.chat_template:
@@ -63,7 +66,7 @@ class Mllm(Policy):
         *,
         lora: str | Path | None = None,
         device: str | torch.device = "cpu",
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | str = torch.float32,
         temperature: float = 1.0,
         max_new_tokens: int | None = None,
         image_size: int | None = None,
@@ -79,6 +82,7 @@ class Mllm(Policy):
         """
         if not Path(path_or_id).is_dir() and not HUB_ID.fullmatch(str(path_or_id)):
             raise ValueError(f"{path_or_id} does not exist; give a folder or a hub id (owner/name)")
+        dtype = dtype_named(dtype)
         said = None if lora is None else saved.of_lora(lora)
         kept, how = saved.as_trained(quantize, said, dtype, device)
         loaded: Any = AutoModelForImageTextToText.from_pretrained(
@@ -95,7 +99,7 @@ class Mllm(Policy):
             network = PeftModel.from_pretrained(network, str(lora), is_trainable=True)
         processor = load_processor(str(path_or_id))
         limit = max_new_tokens if max_new_tokens is not None else limit or 48
-        image_size = image_size or says.to_dict().get(saved.IMAGE_SIZE)
+        image_size = says.to_dict().get(saved.IMAGE_SIZE) if image_size is None else image_size
         network = network if kept == "4bit" else network.to(device)  # it is there already
         return Mllm(network.eval(), processor, temperature, limit, image_size, quantize=kept)
 

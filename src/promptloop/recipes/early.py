@@ -10,10 +10,11 @@ import torch
 from promptloop.names import HUB_ID
 from promptloop.policies.endpoint import is_server
 from promptloop.processes import Processes
-from promptloop.recipes import parts, runs
+from promptloop.recipes import parts, real, runs
 from promptloop.recipes.prompts import Prompts, prompts_from
 from promptloop.recipes.settings import EMBEDDED, Grpo
 from promptloop.recipes.tracking import check as check_tracker
+from promptloop.recipes.usual import told_by
 
 
 def launched(settings: Grpo, device: torch.device) -> Processes:
@@ -54,6 +55,15 @@ def checked(settings: Grpo) -> None:
     if settings.push_to_hub != "none" and settings.train_weights == "lora" and where_is_here(settings):
         raise ValueError(f"a LoRA of {settings.policy} would be of no use to others: that folder is "
                          "here alone; give mini-vlm or a hub id, or --train-weights all")  # fmt: skip
+
+
+def foreign(recipe: str, backbone: str) -> str:
+    """What to say of a backbone of another family than the recipe's settings are for; "" where it is that."""
+    wanted, found = real.PIPELINES.get(recipe), told_by(parts.family_of(backbone)).pipeline
+    if wanted is None or not found or found == wanted:
+        return ""
+    return (f"the settings of {recipe} are for a {wanted}, but {backbone} is a {found}: give its own "
+            "--denoising-steps, --guidance, --refinements and --max-new-tokens")  # fmt: skip
 
 
 def prompts_of(settings: Grpo, say: Callable[[str], None]) -> Prompts | None:

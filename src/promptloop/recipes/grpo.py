@@ -17,13 +17,13 @@ from promptloop.parameters import fully, has_reference, saving_memory, with_lora
 from promptloop.policies.mllm import Mllm
 from promptloop.processes import Processes
 from promptloop.recipes import loaded, parts, runs, served_rollouts
-from promptloop.recipes.early import checked, launched, prompts_of
+from promptloop.recipes.early import checked, foreign, launched, prompts_of
 from promptloop.recipes.progress import Progress, silent
 from promptloop.recipes.prompts import Prompts
 from promptloop.recipes.rewards import reward_named
 from promptloop.recipes.settings import TOLERANCE, Grpo
 from promptloop.recipes.sheet import write_sheet
-from promptloop.recipes.tracking import push, told, tracker
+from promptloop.recipes.tracking import idle, push, told, tracker
 from promptloop.rewards.contract import Reward
 from promptloop.rollout import alone
 from promptloop.train import After, Line, train
@@ -45,14 +45,13 @@ def grpo(
     say: Say = print,
     stop_at: int | None = None,
 ) -> dict[str, Any]:
-    """Trains, and leaves in `run` the policy (`run/policy`), checkpoints, metrics, sheets and a card.
-
-    `recipe` is whose settings they are.
-    """
+    """Trains by the settings of `recipe`, and leaves in `run` the policy, checkpoints, metrics and a card."""
     checked(settings)
     device = parts.device_named(settings.device)
     processes = launched(settings, device)
     tell_once = say if processes.main else silent
+    if word := foreign(recipe, settings.backbone):
+        tell_once(word)
     prompts = prompts_of(settings, tell_once)
     reward = reward_named(settings.reward, device)
     gold = None if settings.gold == "none" else reward_named(settings.gold, device)
@@ -71,6 +70,8 @@ def grpo(
 
     def tell(update: int, batch: Batch, line: Line) -> Line:
         log(line, update)
+        if why := idle(line):
+            tell_once(f"update {update}: {why}")
         if progress is not None and processes.main:
             progress(f"training: {told(line)}", update, settings.steps)
         return {}
@@ -147,6 +148,7 @@ def objective_of(
     waiting = {"none": (), "both": (POLICY, DENOISER)}.get(settings.offload, (settings.offload,))
     there = torch.device("cpu") if DENOISER in waiting else device
     backbone = parts.backbone(settings.backbone, there, getattr(torch, settings.denoiser_dtype),
+                              lora=settings.loras(), size=settings.size or 0,
                               embedded_guidance=settings.embedded_guidance).value  # fmt: skip
     queries = asking(settings, prompts, backbone, say)
     where, embedded = parts.locate(settings.policy, "policy")
@@ -164,7 +166,7 @@ def objective_of(
         policy = fully(policy)
     else:
         base = settings.policy if embedded else where
-        policy = with_lora(policy, settings.lora(), seed=settings.seed, base=base)
+        policy = with_lora(policy, settings.policy_lora(), seed=settings.seed, base=base)
     if settings.gradient_checkpointing:
         saving_memory(policy)
     first = first_of(settings, device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
+from promptloop.denoisers.loras import LoraSource, files
 from promptloop.policies.endpoint import is_server
 from promptloop.recipes import parts
 from promptloop.recipes.digests import file_digest, folder_digest
@@ -23,6 +24,10 @@ def digests(settings: Any) -> dict[str, str]:
         said = getattr(settings, name, "none")
         if said != "none" and not parts.DOTTED.fullmatch(said) and not is_server(said):
             found[name] = parts.digest(parts.lora_here(parts.locate(said, role)[0]), role)
+    for source, file in files(
+        [LoraSource.parse(text) for text in getattr(settings, "loras", list)()]
+    ).values():
+        found[f"lora {source.name}"] = file_digest(file)
     terms = [
         match[2].strip() for part in settings.reward.split(" + ") if (match := TERM.fullmatch(part.strip()))
     ]

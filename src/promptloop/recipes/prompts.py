@@ -86,6 +86,10 @@ def prompts_from(
         raise ValueError(f"the prompts' characters are {chars}; give the least and the most, from 1")
     counts: Counter[str] = Counter()
     kept: dict[str, None] = {}
+    if say is not None and Path(source).suffix == ".txt" and column is not None:
+        say(f"{source} has no columns; prompt_column {column!r} is not used")
+    if say is not None and Path(source).suffix in KINDS and split != "train":
+        say(f"{source} is a file without splits; prompt_split {split!r} is not used")
     for text in rows_of(source, column, split):
         line = " ".join(text.split())
         reason = (
@@ -143,13 +147,19 @@ def from_jsonl(file: Path, column: str | None) -> Iterator[str]:
             raise ValueError(f"{where} is not JSON: {error}") from None
         if not isinstance(row, dict):
             raise ValueError(f"{where} is a {type(row).__name__}; give an object with a prompt in each line")
-        yield text_of(row[the_column(column, list(row), where)], where)
+        column = the_column(column, list(row), where)  # the first line's is that of all
+        yield text_of(row[column], where)
 
 
 def from_csv(file: Path, column: str | None) -> Iterator[str]:
     rows = csv.reader(lines_of(file), strict=True)
     try:
         header = next(rows, [])
+        if column is None and len(header) == 1 and header != [USUAL]:
+            raise ValueError(
+                f"{file} begins with {header[0]!r}: if that is a prompt, put a line {USUAL!r} above it; "
+                "if it is the column's name, give it as --prompt-column; columns are divided by commas"
+            )
         place = header.index(the_column(column, header, str(file)))
         for row in rows:
             if row and len(row) != len(header):

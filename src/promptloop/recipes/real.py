@@ -17,8 +17,17 @@ PAPER, REPROMPT, CARD, LOG = "paper", "RePrompt", "model card", "ours, docs/log.
 OURS, ROOM = "ours, not tuned at full size", "ours, for memory (docs/recipes.md)"
 IMAGEREWARD = "imagereward:THUDM/ImageReward"
 
+PIPELINES = {  # recipe -> the class of pipeline that its settings are for
+    "sd15_imagereward": "StableDiffusionPipeline",
+    "sdxl_imagereward": "StableDiffusionXLPipeline",
+    "sdxl_turbo_composite": "StableDiffusionXLPipeline",
+    "sd35_imagereward": "StableDiffusion3Pipeline",
+    "flux_imagereward": "FluxPipeline",
+}
 COMMON: Said = {
     "policy": ("Qwen/Qwen2.5-VL-3B-Instruct", PAPER),
+    "size": (None, "diffusers' default for the pipeline"),
+    "lora": ("none", PAPER),
     "prompts": ("yuvalkirstain/pickapic_v2_no_images", "paper: the prompts of Pick-a-Pic v2"),
     "prompt_column": ("caption", "its data card"),
     "prompt_split": ("train", "its data card"),

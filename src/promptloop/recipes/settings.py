@@ -31,7 +31,8 @@ class Grpo:
     "imagereward:FOLDER_OR_ID", "none" (gold) or your own "package.module:name". `Geometry`, `Surrogate`,
     `LoRA` and `Training` say what the others mean. `window`, `denoising_steps` and `guidance` None
     become the backbone's usual ones, `lr` None 2e-3 for a LoRA and 2e-5 for all weights;
-    `embedded_guidance` is `load`'s (FLUX.1 dev alone is told one). `refusal_cost`, `length_cost` and
+    `size` and `lora` (the backbone's, [NAME=]PATH[:WEIGHT], several as "a + b") and
+    `embedded_guidance` are `load`'s (FLUX.1 dev alone is told one). `refusal_cost`, `length_cost` and
     `draft_words` are `PromptGRPO`'s. `image_size` is the
     side of the estimates that the policy is shown (None: as they are decoded). Every
     `sheet_every` updates (0: never) a sheet of samples is written, every `base_every` the queries
@@ -52,6 +53,8 @@ class Grpo:
     gold: str = "none"
     steps: int = 100
     seed: int = 0
+    size: int | None = None
+    lora: str = "none"
     prompt_column: str | None = None
     prompt_split: str = "train"
     prompt_chars: tuple[int, int] = (1, 1000)
@@ -126,7 +129,11 @@ class Grpo:
                         max_grad_norm=self.max_grad_norm, save_every=self.save_every,
                         average=self.average)  # fmt: skip
 
-    def lora(self) -> LoRA:
+    def loras(self) -> list[str]:
+        """The backbone's LoRAs, each as [NAME=]PATH[:WEIGHT]."""
+        return [] if self.lora == "none" else [part.strip() for part in self.lora.split(" + ")]
+
+    def policy_lora(self) -> LoRA:
         return LoRA(self.rank, 2 * self.rank, self.lora_targets or LANGUAGE)
 
     def mismatch(self) -> Mismatch:
@@ -135,12 +142,12 @@ class Grpo:
     def fixed(self) -> dict[str, Any]:
         """What no setting changes; `recipes/real.py` says where each comes from."""
         its = self.training()
-        return {"betas": its.betas, "decay_to": its.decay_to, "lora_alpha": self.lora().alpha,
+        return {"betas": its.betas, "decay_to": its.decay_to, "lora_alpha": self.policy_lora().alpha,
                 "start_tolerance": TOLERANCE[self.policy_dtype]}  # fmt: skip
 
     def _check_weights(self) -> None:
         """Refuses (ValueError) an address that is none, and what a server or four-bit weights cannot do."""
-        self.lora(), self.mismatch()
+        self.policy_lora(), self.mismatch()
         if self.policy_quantize != "none" and self.train_weights == "all":
             raise ValueError(
                 "policy_quantize 4bit keeps the weights as they are; train a LoRA, not all weights"
@@ -159,9 +166,10 @@ class Grpo:
         settle(self, window="window", denoising_steps="training_steps", guidance="guidance")
         if self.lr is None:
             object.__setattr__(self, "lr", 2e-3 if self.train_weights == "lora" else 2e-5)
-        least = {"steps": 1, "seed": 0, "refusal_cost": 0.0, "length_cost": 0.0, "max_new_tokens": 1,
+        least = {"steps": 1, "seed": 0, "guidance": 0.0, "refusal_cost": 0.0, "length_cost": 0.0,
+                 "max_new_tokens": 1,
                  "micro_batch": 1, "base_every": 0, "sheet_every": 0}  # fmt: skip
-        least |= {n: 1 for n in ("image_size", "prompt_tokens") if getattr(self, n) is not None}
+        least |= {n: 1 for n in ("image_size", "prompt_tokens", "size") if getattr(self, n) is not None}
         for name, value in least.items():
             if not value <= getattr(self, name) < math.inf:  # nan passes no comparison
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {value}")

@@ -21,16 +21,26 @@ def check(name: str) -> None:
 def told(line: dict[str, float]) -> str:
     """What the progress says of an update."""
     whole = {"reward": "reward", "headroom": "headroom", "kl": "KL", "ratio": "ratio", "kept": "kept",
-             "queries_cut": "queries cut"}  # fmt: skip
+             "refused": "refused", "queries_cut": "queries cut"}  # fmt: skip
     shown = [
         f"{name} {line[key]:.3g}"
         for key, name in whole.items()
-        if key in line and (key != "queries_cut" or line[key])
+        if key in line and (key not in ("queries_cut", "refused") or line[key])
     ]
     spent = [
         f"{key.removeprefix('seconds/')} {line[key]:.1f} s" for key in line if key.startswith("seconds/")
     ]
     return ", ".join([*shown, f"{line['tokens_per_draft']:.1f} tokens a draft", *spent])
+
+
+def idle(line: dict[str, float]) -> str:
+    """Why an update has taught nothing; "" where it has."""
+    if line.get("refused") == 1:
+        return ("every draft was refused (empty, overlong or unparsable), so no prompt was changed; give a "
+                "larger --max-new-tokens, or another policy")  # fmt: skip
+    if line.get("groups_dropped") == 1:
+        return "in every group all rewards are the same, so nothing was learned; look at --reward"
+    return ""
 
 
 def tracker(name: str, run: Path, settings: Any) -> tuple[Log, Callable[[], None]]:
