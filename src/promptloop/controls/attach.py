@@ -148,7 +148,7 @@ def _one_prompt_an_image(
     prompt: str | Sequence[str], options: dict[str, Any]
 ) -> tuple[list[str], dict[str, Any]]:
     """A prompt for every image (in the pipeline's order), and the options that go with it."""
-    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    prompts = [prompt] if isinstance(prompt, str) else [] if prompt is None else list(prompt)
     if not prompts or not all(isinstance(text, str) for text in prompts):
         raise ValueError(f"prompt is {prompt!r}; give a text or a list of texts")
     each = options.get("num_images_per_prompt")
@@ -176,6 +176,8 @@ def _one_prompt_an_image(
 
 def _seeds(seeds: Sequence[int] | None, generator: Any, size: int) -> list[int]:
     """One for each image: as given, else those of the generators; a single generator's counts upwards."""
+    if seeds is not None and not isinstance(seeds, Sequence | Tensor):
+        raise ValueError(f"seeds is {seeds!r}; give a list with one for each of the {size} images")
     if seeds is None and not isinstance(generator, list | tuple):
         first = torch.initial_seed() if generator is None else generator.initial_seed()
         return [(first + i) % 2**63 for i in range(size)]

@@ -33,6 +33,8 @@ def source(path: str | Path) -> str:
     """`path` where it is a diffusers folder or can be a hub id, an embedded backbone's folder for its name;
     ValueError otherwise.
     """
+    if not str(path).strip():
+        raise ValueError("the backbone's path is empty; give a diffusers folder or a hub id")
     local = Path(path).expanduser()
     if str(path) in BACKBONES and not local.exists():
         return str(weights(str(path)))

@@ -7,6 +7,7 @@ nothing else reaches the text encoder.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from promptloop.policies.contract import Kept, Request
@@ -16,6 +17,7 @@ SYSTEM = (
     "Reply with one short line: the prompt that best leads the picture to what is wanted, or keep."
 )
 USER = "Wanted: {query}\nPrompt now: {prompt}\nDone: {percent}%\nNew prompt:"
+THOUGHTS = re.compile(r"\s*<think>.*?</think>", re.DOTALL)  # what a model says to itself first
 KEEP = "keep"  # the answer that leaves the prompt in force: two tokens instead of a whole prompt
 
 
@@ -40,17 +42,20 @@ def messages(request: Request) -> list[dict[str, Any]]:
 def read(request: Request, answer: str, *, ended: bool = True) -> tuple[str, Kept | None]:
     """The prompt in force after `answer`, and why the old one was kept (None: the answer is used).
 
-    `ended` is False when the answer was cut by the token limit; half a prompt is never used.
+    What a model has thought between <think> and </think> beforehand is left out. `ended` is False when the
+    answer was cut by the token limit; half a prompt is never used.
     """
     if not ended:
         return request.prompt, "overlong"
+    answer = THOUGHTS.sub("", answer, count=1) if THOUGHTS.match(answer) else answer
     lines = answer.strip().splitlines()
     text = lines[0].strip() if lines else ""
     if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'":
         text = text[1:-1].strip()
     if not text:
         return request.prompt, "empty"
-    if "\N{REPLACEMENT CHARACTER}" in text or not any(char.isalnum() for char in text):
+    broken = "\N{REPLACEMENT CHARACTER}" in text or any("\ud800" <= char <= "\udfff" for char in text)
+    if broken or text.startswith("<think>") or not any(char.isalnum() for char in text):
         return request.prompt, "unparsable"
     if text == request.prompt or text.rstrip(".").lower() == KEEP:
         return request.prompt, "same"

@@ -52,10 +52,10 @@ class Server:
     def __post_init__(self) -> None:
         self._address  # noqa: B018  (it must be one)
         for name in ("timeout", "backoff"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} is {getattr(self, name)}; give a positive number of seconds")
-        if self.retries < 0:
-            raise ValueError(f"retries is {self.retries}; give how often to try again, from 0")
+            if isinstance(getattr(self, name), str) or not 0 < getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} is {getattr(self, name)!r}; give a positive number of seconds")
+        if not isinstance(self.retries, int) or self.retries < 0:
+            raise ValueError(f"retries is {self.retries!r}; give how often to try again, from 0")
 
     def post(
         self, path: str, body: Mapping[str, Any], stop: threading.Event | None = None, *, plain: bool = False
@@ -89,6 +89,8 @@ class Server:
         except TimeoutError as error:
             advice = "raise timeout, lower concurrency, or look whether the server is stuck"
             raise _Passing(f"no whole answer within {self.timeout:g} s", advice) from error
+        except http.client.IncompleteRead as error:
+            raise _Passing("the answer was cut off", "the server's log says why") from error
         except (OSError, http.client.HTTPException) as error:
             why = str(error) or type(error).__name__
             raise _Passing(f"no connection ({why})", "is the server running there?") from error
@@ -100,7 +102,7 @@ class Server:
             raise Refused(what, status)
         try:
             return json.loads(said)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             if plain:
                 return said.decode("utf-8", errors="replace")
             advice = "is it an OpenAI-compatible server?"
@@ -126,7 +128,8 @@ class Server:
                     break
                 said += piece
                 if len(said) > LARGEST:
-                    raise http.client.HTTPException(f"an answer of more than {LARGEST} bytes")
+                    raise Refused(f"{self.url} gave an answer of more than {LARGEST} bytes; "
+                                  "is it the server of a chat model?", response.status)  # fmt: skip
             if length is not None and len(said) < length:
                 raise http.client.IncompleteRead(bytes(said), length - len(said))
             return response.status, response.headers, bytes(said)

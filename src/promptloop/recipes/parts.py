@@ -110,13 +110,14 @@ def policy(name: str, device: torch.device, dtype: torch.dtype, temperature: flo
     return part(name, "policy", loaded, *locate(name, "policy"))
 
 
-def load_policy(name: str, *, temperature: float = 0.0, **settings: Any) -> Policy:
+def load_policy(name: str | Path, *, temperature: float = 0.0, **settings: Any) -> Policy:
     """The policy that `--policy NAME` stands for: an embedded name, a run, a folder, a hub id, "module:name",
     or the model of a server, "http://HOST:PORT/v1#MODEL".
 
     Drafts are the likeliest unless a `temperature` is given. `settings` are `Mllm.load`'s (device, dtype,
     max_new_tokens, image_size) or `Endpoint`'s. ValueError naming the nearest name or saying what was tried.
     """
+    name = str(name)
     if DOTTED.fullmatch(name):
         made: Policy = made_by(name, Policy, "policy")
         return made
