@@ -232,7 +232,7 @@ def test_a_failed_draft_ends_the_others_waits() -> None:
 
 def test_an_answer_has_a_largest_size(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("promptloop.policies.server.LARGEST", 1000)
-    with serving(say("x" * 2000)) as server, pytest.raises(ConnectionError, match="more than 1000 bytes"):
+    with serving(say("x" * 2000)) as server, pytest.raises(ValueError, match="more than 1000 bytes"):
         asking(server, retries=0).write([ASKED], [0])
 
 

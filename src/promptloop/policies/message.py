@@ -42,7 +42,7 @@ def messages(request: Request) -> list[dict[str, Any]]:
 def read(request: Request, answer: str, *, ended: bool = True) -> tuple[str, Kept | None]:
     """The prompt in force after `answer`, and why the old one was kept (None: the answer is used).
 
-    What a model has thought between <think> and </think> before it is left out. `ended` is False when the
+    What a model has thought between <think> and </think> beforehand is left out. `ended` is False when the
     answer was cut by the token limit; half a prompt is never used.
     """
     if not ended:

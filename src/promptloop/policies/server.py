@@ -128,8 +128,8 @@ class Server:
                     break
                 said += piece
                 if len(said) > LARGEST:
-                    what = f"gave an answer of more than {LARGEST} bytes, which no prompt is"
-                    raise Refused(f"{self.url} {what}; is it the server of a chat model?", response.status)
+                    raise Refused(f"{self.url} gave an answer of more than {LARGEST} bytes; "
+                                  "is it the server of a chat model?", response.status)  # fmt: skip
             if length is not None and len(said) < length:
                 raise http.client.IncompleteRead(bytes(said), length - len(said))
             return response.status, response.headers, bytes(said)
