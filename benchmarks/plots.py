@@ -85,32 +85,36 @@ def headroom() -> None:
 def steering() -> None:
     """Soft score of every method against its cost, once for each reward that steers."""
     rows = {file.stem: json.loads(file.read_text()) for file in STEERING.glob("*.json")}
-    figure, axes = plt.subplots(1, 2, figsize=(12, 4.6), sharey=True)
+    names = sorted({key.split("-preference-")[0] for key in rows if "-preference-" in key})
+    colours = dict(zip(names, map(plt.get_cmap("tab10"), range(10)), strict=False))
+    figure, axes = plt.subplots(1, 2, figsize=(12, 5.2), sharey=True)
     for axis, reward in zip(axes, ("oracle", "preference"), strict=True):
-        names = sorted({key.split(f"-{reward}-")[0] for key in rows if f"-{reward}-" in key})
-        for name, colour in zip(names, map(plt.get_cmap("tab10"), range(10)), strict=False):
+        for name, colour in colours.items():
             keys = [key for key in rows if key.startswith(f"{name}-{reward}-")]
             line = sorted(mean_at(rows[key]) for key in keys if not key.endswith("-policy"))
-            axis.plot(*zip(*line, strict=True), color=colour, lw=1.8, marker="o", ms=4, label=name)
             paired = [mean_at(rows[key]) for key in keys if key.endswith("-policy")]
+            if line:
+                axis.plot(*zip(*line, strict=True), color=colour, lw=1.8, marker="o", ms=4, label=name)
             if paired:
                 axis.plot(*zip(*paired, strict=True), "*", color=colour, ms=11)
-        for key, label in (("base", "the query"), ("policy", "PromptLoop")):
+        for key, label in (("base", "the query alone"), ("policy", "PromptLoop")):
             cost, soft = mean_at(rows[key])
             axis.axhline(soft, color=GREY, lw=1, ls=":")
-            axis.annotate(
-                label, (cost, soft), xytext=(2, 4), textcoords="offset points", color=INK, fontsize=9
-            )
-        what = "steered by the oracle itself" if reward == "oracle" else "steered by the learned reward"
+            axis.plot([cost], [soft], "s", color=INK, ms=5)
+            place = {"xytext": (6, 5), "textcoords": "offset points", "color": INK, "fontsize": 9}
+            axis.annotate(label, (cost, soft), **place)
+        what = "Steered by the oracle itself" if reward == "oracle" else "Steered by the learned reward"
         axis.set_title(f"{what} (stars: behind PromptLoop)", color=INK, fontsize=11, loc="left")
         axis.set_xscale("log", base=2)
+        axis.set_xlim(7, 150)
+        axis.set_xticks([8, 16, 32, 64, 128], ["8", "16", "32", "64", "128"])
         axis.set_xlabel("evaluations of the denoiser for an image", color=INK)
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(color="#ececec")
-        axis.legend(fontsize=8, frameon=False, ncol=2, loc="lower right")
     axes[0].set_ylabel("soft oracle score, held-out queries", color=INK)
-    figure.tight_layout()
-    figure.savefig(FOLDER.parents[0] / "methods" / "steering.png", dpi=130)
+    figure.legend(*axes[1].get_legend_handles_labels(), loc="lower center", ncol=9, frameon=False, fontsize=9)
+    figure.tight_layout(rect=(0, 0.05, 1, 1))
+    figure.savefig(FOLDER.parents[0] / "methods" / "steering.png", dpi=110)
 
 
 def mean_at(row: dict) -> tuple[float, float]:

@@ -160,6 +160,23 @@ def test_a_study_of_steering_goes_on_and_prints_its_table(
     assert code == 2 and "other settings" in err
 
 
+@pytest.mark.parametrize("study", ["steering", "grid", "dial"])
+def test_the_tables_of_the_docs_come_from_the_committed_rows(study: str) -> None:
+    """docs/methods/README.md holds what `reproduce` prints of docs/results/STUDY. Fails if either is changed."""
+    from promptloop.recipes import compared
+
+    docs = Path(__file__).parents[2] / "docs"
+    files = {file.stem: file for file in (docs / "results" / study).glob("*.json")}
+    arms = compared.ARMS[study]()
+    rows = {key: json.loads(files[key].read_text()) for key in arms if key in files}
+    assert rows and set(files) <= set(arms)
+    for key, kept in rows.items():
+        assert tuple(kept["settings"]["controls"]) == tuple(
+            spec.replace(str(Path(TUNED).parent), "studies") for spec in arms[key].controls
+        )
+    assert compared.table(arms, rows) in (docs / "methods" / "README.md").read_text()
+
+
 def test_the_arms_of_the_studies_can_be_read() -> None:
     """Every row of steering and grid is a job that could run; methods have four budgets and a pair."""
     from promptloop.recipes import compared, steering
