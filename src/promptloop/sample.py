@@ -16,7 +16,7 @@ from promptloop.denoisers.memory import lowering, told
 from promptloop.ledger import Ledger, count, counting
 from promptloop.schedules import Level, asked_for, check
 from promptloop.solvers import Denoise, Solver, default_solver
-from promptloop.state import EMBEDDED, Control, Draw, Run, State, as_texts, finite, join, paired
+from promptloop.state import EMBEDDED, Control, Draw, Run, State, as_texts, finite, join, listed, paired
 from promptloop.transition import Transition
 
 __all__ = [
@@ -63,7 +63,7 @@ def trajectory(
     `turn` is how to get from a state to the next level, where that is not `advance` (controls/recurrence.py).
     Gradients are recorded as the caller's grad mode says (`sample` turns them off).
     """
-    state = begin(Run(denoiser, check(levels), solver, tuple(controls)), prompts, seeds, noise)
+    state = begin(Run(denoiser, check(levels), solver, listed(controls)), prompts, seeds, noise)
     for control in state.run.controls:
         state = control.start(state)
     yield state

@@ -218,6 +218,18 @@ def as_texts(name: str, texts: Sequence[str], size: int | None) -> tuple[str, ..
     return tuple(texts)
 
 
+def listed(controls: Any) -> tuple[Control, ...]:
+    """The controls; ValueError for one that stands alone, or is none."""
+    if isinstance(controls, Control):
+        raise ValueError(
+            f"controls is one {type(controls).__name__}; give a list: [{type(controls).__name__}(...)]"
+        )
+    for control in controls:
+        if not isinstance(control, Control):
+            raise ValueError(f"{control!r} among the controls is no control; give objects like CFG(5.0)")
+    return tuple(controls)
+
+
 def paired(prompts: Sequence[str], seeds: Sequence[int], noise: Tensor | None) -> None:
     """ValueError unless there is one seed, and one row of noise, for each prompt."""
     if isinstance(prompts, str):

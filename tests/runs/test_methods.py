@@ -162,7 +162,7 @@ def test_a_study_of_steering_goes_on_and_prints_its_table(
 
 @pytest.mark.parametrize("study", ["steering", "grid", "dial"])
 def test_the_tables_of_the_docs_come_from_the_committed_rows(study: str) -> None:
-    """docs/methods/README.md holds what `reproduce` prints of docs/results/STUDY. Fails if either is changed."""
+    """docs/methods/README.md holds what `reproduce` prints of docs/results/STUDY; fails if either changes."""
     from promptloop.recipes import compared
 
     docs = Path(__file__).parents[2] / "docs"

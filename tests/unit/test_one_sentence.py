@@ -11,10 +11,12 @@ import tiny_vlm
 import torch
 
 from promptloop import Endpoint, attach, load, load_policy
+from promptloop.controls import CFG
 from promptloop.denoisers import from_pipeline
 from promptloop.policies.contract import Request
 from promptloop.policies.fixed import Identity
 from promptloop.policies.message import read
+from promptloop.sample import sample
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
@@ -50,3 +52,14 @@ def test_thoughts_are_no_prompt() -> None:
     assert read(request, "<think>first\nthis</think>\na gold ring") == ("a gold ring", None)
     assert read(request, "<think>and so on") == ("a ring", "unparsable")
     assert read(request, "a ring \ud83d of gold") == ("a ring", "unparsable")
+
+
+def test_controls_are_a_list_of_controls() -> None:
+    """Fails where the first step is the first to notice."""
+    denoiser, given = from_pipeline(tiny.sd()), dict[str, Any](seeds=[0], steps=2)
+    for controls, said in (
+        (CFG(2.0), "one CFG; give a list"),
+        (["x"], "'x' among the controls is no control"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            sample(denoiser, ["a"], controls=controls, **given)  # type: ignore[arg-type]
