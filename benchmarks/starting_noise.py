@@ -74,8 +74,8 @@ def main() -> None:
     told("CARINOX, 1 of 5, 4", carinox(denoiser, prompts, starts=5, kept=1, **settings, **run), warm)
     told("oracle: best of 41", best_of(oracle, 41), oracle)
     told("oracle: zero order, 20 x 2", zero_order(denoiser, prompts, reward=oracle, rounds=20, **run), oracle)
-    for name, reward, n in (("oracle", oracle, 10), ("warm", warm, 40)):
-        made = find(denoiser, prompts, reward=reward, iterations=n, pairs=2, kl_weight=1e-5, **run)
+    for name, reward, n, kl in (("oracle", oracle, 10, 1e-3), ("warm", warm, 40, 1e-5)):
+        made = find(denoiser, prompts, reward=reward, iterations=n, pairs=2, kl_weight=kl, **run)
         told(f"{name}: FIND, {n} x 2 pairs", made, reward)
         law, scores = made.state.memory, []
         for k in range(FRESH):
