@@ -43,7 +43,10 @@ def test_wrong_kinds() -> None:
 
 
 def test_a_policy_by_its_path(tmp_path: Path) -> None:
-    load_policy(tiny_vlm.build("idefics3", tmp_path))
+    """Fails if a Path is no name."""
+    folder = Path(tiny_vlm.build("idefics3", tmp_path))
+    drafts = [load_policy(where).write([Request("a ring", "a ring")], [0]) for where in (folder, str(folder))]
+    assert drafts[0][0].text == drafts[1][0].text
 
 
 def test_thoughts_are_no_prompt() -> None:

@@ -28,6 +28,7 @@ from promptloop.sample import (
 )
 from promptloop.schedules import Level, asked_for
 from promptloop.solvers import Solver
+from promptloop.state import listed, paired
 
 Turn = Callable[[State, Level], State]
 
@@ -130,12 +131,20 @@ def route(
     on_step: Callable[[State], None] | None = None,
 ) -> Route:
     """The route of `sample` with these options. ValueError where it would refuse them, prompts or seeds."""
-    if isinstance(prompts, str) or not prompts or len(prompts) != len(seeds):
-        raise ValueError(f"{len(seeds)} seeds for prompts {prompts!r}; give two lists of one length, from 1")
+    paired(prompts, seeds, None)
+    if not prompts:
+        raise ValueError("there is no prompt; give two lists, prompts and seeds, of one or more")
     solver = default_solver(denoiser) if solver is None else solver
     if max_batch is not None and max_batch < 1:
         raise ValueError(f"max_batch is {max_batch}; it must be at least 1")
     levels = asked_for(denoiser, solver, steps, levels)
     return Route(
-        denoiser, levels, solver, tuple(controls), max_batch, lean, advance if turn is None else turn, on_step
+        denoiser,
+        levels,
+        solver,
+        listed(controls),
+        max_batch,
+        lean,
+        advance if turn is None else turn,
+        on_step,
     )

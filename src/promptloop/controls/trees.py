@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from promptloop.controls.groups import check_number
-from promptloop.controls.route import route
+from promptloop.controls.route import Route, route
 from promptloop.controls.tree import Choice, Forest, Point, Shape, gathered
 from promptloop.ledger import counting
 from promptloop.rewards.contract import Reward
@@ -61,19 +61,10 @@ def dts(
     rollouts = min(rollouts, 1) if strength == 0 and draws == 1 else rollouts
     shape = Shape(strength, branches, width, growth, together)
     with counting() as tally:
-        roots = tuple(Point(None, int(seed)) for seed in seeds)
-        forest = Forest(
-            route(denoiser, prompts, seeds, **options),
-            reward,
-            shape,
-            boltzmann(strength),
-            tuple(prompts),
-            roots,
-            "dts",
-        )
-        forest.grow(rollouts)
-        ends = [forest.walk(root, f"draw {k}") for root in roots for k in range(draws)]
-        log_z = torch.tensor([strength * root.worth for root in roots for _ in range(draws)])
+        way = route(denoiser, prompts, seeds, **options)
+        forest = _grown(way, reward, shape, boltzmann(strength), prompts, seeds, rollouts, "dts")
+        ends = [forest.walk(root, f"draw {k}") for root in forest.roots for k in range(draws)]
+        log_z = torch.tensor([strength * root.worth for root in forest.roots for _ in range(draws)])
         made = _finished(forest, ends, log_z=log_z)
     return replace(made, ledger=tally.ledger)
 
@@ -109,21 +100,29 @@ def dts_star(
         raise ValueError(f"strength is {strength}; give a weight of the reward above 0, or inf for the best")
     shape = Shape(strength, branches, width, growth, together)
     with counting() as tally:
-        roots = tuple(Point(None, int(seed)) for seed in seeds)
-        forest = Forest(
-            route(denoiser, prompts, seeds, **options),
-            reward,
-            shape,
-            promising(explore),
-            tuple(prompts),
-            roots,
-            "dts_star",
-        )
-        forest.grow(rollouts)
+        way = route(denoiser, prompts, seeds, **options)
+        forest = _grown(way, reward, shape, promising(explore), prompts, seeds, rollouts, "dts_star")
         by_value = replace(forest, choose=promising(0.0))
-        best = torch.tensor([max(end.worth for end in root.ends()) for root in roots])
-        made = _finished(forest, [by_value.walk(root, "greedy") for root in roots], best=best)
+        best = torch.tensor([max(end.worth for end in root.ends()) for root in forest.roots])
+        made = _finished(forest, [by_value.walk(root, "greedy") for root in forest.roots], best=best)
     return replace(made, ledger=tally.ledger)
+
+
+def _grown(
+    way: Route,
+    reward: Reward,
+    shape: Shape,
+    choose: Choice,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    rollouts: int,
+    name: str,
+) -> Forest:
+    """A tree for every sample, after so many rollouts."""
+    roots = tuple(Point(None, int(seed)) for seed in seeds)
+    forest = Forest(way, reward, shape, choose, tuple(prompts), roots, name)
+    forest.grow(rollouts)
+    return forest
 
 
 def boltzmann(strength: float) -> Choice:

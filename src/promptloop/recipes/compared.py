@@ -16,24 +16,22 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from promptloop.bench.arms import Way, measured
+from promptloop.bench.arms import Found, Way, measured
 from promptloop.bench.paired import difference, interval
 from promptloop.names import one_of
 from promptloop.recipes import parts
 from promptloop.recipes.claims import EIGHT, TWENTY
 from promptloop.recipes.places import writable
 from promptloop.recipes.progress import Progress, silent
-from promptloop.recipes.rewards import reward_named
+from promptloop.recipes.rows import REWARDS, digests, kept, noise_of, over_seeds
 from promptloop.recipes.steering import loras, steering
 from promptloop.recipes.titles import STUDIES
 from promptloop.watch import diversity
 from promptloop.world import study
-from promptloop.world.queries import queries
 
 QUERIES, SEEDS = 21, 3  # held-out, three of each task; noises of each
 QUICK = 7
 BUDGETS = (2, 4, 8, 16)  # times the evaluations of the plain sampler
-REWARDS = ("oracle", "oracle-strict", "preference")
 TUNED = str(study("tuned-preference", 0))
 
 
@@ -110,11 +108,10 @@ def dial() -> dict[str, Arm]:
 ARMS = {"steering": steered, "grid": grid, "dial": dial}
 
 
-def compare(
-    name: str, out: Path, *, quick: bool = False, only: str = "", progress: Progress | None = None
-) -> str:
-    """Measures the rows of one study (those with `only` in their name) into `out/NAME` and returns its table;
-    goes on where it was stopped. ValueError for rows of other settings, or a folder that cannot be written.
+def compare(name: str, out: Path, *, quick: bool = False, progress: Progress | None = None) -> str:
+    """Measures the rows of one study into `out/NAME` and returns its table; goes on where it was stopped.
+
+    ValueError for rows of other settings or weights, or a folder that cannot be written to.
     """
     writable(out)
     arms = ARMS[one_of(name, ARMS, "study")]()
@@ -122,9 +119,8 @@ def compare(
     first = out / name / f"{next(iter(arms))}.safetensors"
     found: dict[str, dict[str, Any]] = {}
     for k, (key, arm) in enumerate(arms.items()):
-        if only in key:
-            (progress or silent)(f"row {key}", k, len(arms))
-            found[key] = row(arm, out / name / f"{key}.json", count, seeds, first)
+        (progress or silent)(f"row {key}", k, len(arms))
+        found[key] = row(arm, out / name / f"{key}.json", count, seeds, first)
     text = f"### {STUDIES[name]}\n\n" + table(arms, found)
     (out / f"{name}.md").write_text(text + "\n", encoding="utf-8")
     return text
@@ -134,50 +130,36 @@ def row(arm: Arm, file: Path, count: int, seeds: int, first: Path) -> dict[str, 
     """The row's scores [S][Q] and costs, the distance between a query's images and to those of the study's
     `first` row; from its file, or measured now.
     """
-    settings = {**asdict(arm), "queries": count, "seeds": seeds}
-    settings = json.loads(json.dumps(settings).replace(str(study("tuned", 0).parent), "studies"))
-    if file.exists():
-        kept = json.loads(file.read_text(encoding="utf-8"))
-        if kept["settings"] == settings:
-            return kept
-        raise ValueError(f"{file} was measured with other settings; give another --out, or remove it")
-    asked = [q.text for q in queries(count, 2, held_out=True)]
-    denoiser = parts.backbone(
-        arm.backbone,
-        torch.device("cpu"),
-        torch.bfloat16,
-        lora=[f"{name}={path}:0" for path, name in loras(arm.controls).items()],
-    ).value
-    policy = None if arm.policy == "none" else parts.load_policy(arm.policy, temperature=0.0)
-    by = steering(arm.controls, arm.solver, denoiser, "cpu")
-    rewards = {reward: reward_named(reward) for reward in REWARDS}
-    scores: dict[str, list[list[float]]] = {reward: [] for reward in REWARDS}
-    costs, images = [], []
-    for seed in range(seeds):
-        made = measured(denoiser, policy, arm.way, asked, rewards, seed=1_000_000 * (seed + 1),
-                        solver=by.solver, steered=by.controls, run=by.sample, max_batch=35)  # fmt: skip
-        costs.append(made.cost)
-        images.append(made.images.float().cpu())
-        for reward in REWARDS:
-            scores[reward].append([round(v, 4) for v in made.scores[reward].tolist()])
-    kept = {
-        "settings": settings,
-        "scores": scores,
-        "cost": {key: sum(c[key] for c in costs) / len(costs) for key in costs[0]},
-        **distances(images, file.with_suffix(".safetensors"), first),
-    }
-    part = file.with_suffix(".part")
-    part.write_text(json.dumps(kept), encoding="utf-8")
-    part.replace(file)
-    return kept
+
+    def measure() -> dict[str, Any]:
+        added = [f"{name}={path}:0" for path, name in loras(arm.controls).items()]
+        denoiser = parts.backbone(arm.backbone, torch.device("cpu"), torch.bfloat16, lora=added).value
+        policy = None if arm.policy == "none" else parts.load_policy(arm.policy, temperature=0.0)
+        by = steering(arm.controls, arm.solver, denoiser, "cpu")
+
+        def run(k: int, asked: Sequence[str], rewards: dict[str, Any]) -> Found:
+            return measured(denoiser, policy, arm.way, asked, rewards, seed=noise_of(k), solver=by.solver,
+                            steered=by.controls, run=by.sample, max_batch=QUERIES)  # fmt: skip
+
+        told, images = over_seeds(count, seeds, run)
+        return {**told, **distances(images, file.with_suffix(".safetensors"), first)}
+
+    return kept(file, settings_of(arm, count, seeds), measure)
+
+
+def settings_of(arm: Arm, count: int, seeds: int) -> dict[str, Any]:
+    """All that a row depends on."""
+    used = [(arm.backbone, "backbone"), *((path, "backbone") for path in loras(arm.controls))]
+    used += [(arm.policy, "policy")] if arm.policy != "none" else []
+    told = json.dumps({**asdict(arm), "queries": count, "seeds": seeds, "weights": digests(used)})
+    return json.loads(told.replace(str(Path(TUNED).parent), "studies"))  # wherever the package lies
 
 
 def distances(images: Sequence[Tensor], file: Path, first: Path) -> dict[str, float]:
     """Root-mean-square distances of images [S] x [Q, 3, H, W], which are kept in `file`."""
-    kept = {"images": (torch.stack([*images], dim=1) * 255).round().byte()}  # [Q, S, 3, H, W]
-    file.parent.mkdir(parents=True, exist_ok=True)
-    save_file(kept, file)
-    made = kept["images"].float() / 255
+    whole = {"images": (torch.stack([*images], dim=1) * 255).round().byte()}  # [Q, S, 3, H, W]
+    save_file(whole, file)
+    made = whole["images"].float() / 255
     told = (
         {"diversity": float(diversity(made.flatten(0, 1), made.shape[1]).mean())} if len(images) > 1 else {}
     )
@@ -194,13 +176,13 @@ def table(arms: dict[str, Arm], found: dict[str, dict[str, Any]]) -> str:
             "soft, less the first row's", "diversity", "moved")  # fmt: skip
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     first = torch.tensor(next(iter(found.values()))["scores"]["oracle"])
-    for key, kept in found.items():
-        soft, strict, other = (torch.tensor(kept["scores"][reward]) for reward in REWARDS)
+    for key, its in found.items():
+        soft, strict, other = (torch.tensor(its["scores"][reward]) for reward in REWARDS)
         cells = [arms[key].title]
         cells += [
-            f"{kept['cost'][name]:.0f}" for name in ("denoiser calls", "backward passes", "reward calls")
+            f"{its['cost'][name]:.0f}" for name in ("denoiser calls", "backward passes", "reward calls")
         ]
         cells += [f"{other.mean():.2f}", str(interval(soft)), f"{strict.mean():.3f}"]
-        cells += [str(difference(soft, first)), f"{kept.get('diversity', 0):.3f}", f"{kept['moved']:.3f}"]
+        cells += [str(difference(soft, first)), f"{its.get('diversity', 0):.3f}", f"{its['moved']:.3f}"]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)

@@ -241,10 +241,12 @@ def shoot(
             f"the controls keep {len(result.state)} samples of {len(queries)}; here one of each is wanted: "
             "give kept=1, or pick=draw or best"
         )
-    with watch("decode"), torch.no_grad():
-        latents = result.state.x.split(job.max_batch)
-        with told(f"decoding {len(latents[0])} images", lowering(denoiser, len(latents[0]))):
-            images = [image for part in latents for image in denoiser.decode(part)]
+    images = result.images  # of a search, which scored them
+    if images is None:
+        with watch("decode"), torch.no_grad():
+            latents = result.state.x.split(job.max_batch)
+            with told(f"decoding {len(latents[0])} images", lowering(denoiser, len(latents[0]))):
+                images = torch.cat([denoiser.decode(part) for part in latents])
     memory = result.state.memory
     frames = memory["frames"].permute(0, 1, 3, 4, 2).numpy() if steps else [()] * len(images)
     drafts = memory.get("drafts", [()] * len(images))

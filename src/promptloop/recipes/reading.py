@@ -54,7 +54,7 @@ def read_as(wanted: Any, value: Any, name: str, between: str = ",") -> Any:
         return read_as(next(o for o in options if o is not types.NoneType), value, name, between)
     try:
         if typing.get_origin(wanted) is tuple:
-            parts = value.replace(",", " ").split() if isinstance(value, str) else list(value)
+            parts = value.replace(between, " ").split() if isinstance(value, str) else list(value)
             if len(parts) != len(options):
                 raise ValueError
             return tuple(read_as(o, part, name) for o, part in zip(options, parts, strict=True))

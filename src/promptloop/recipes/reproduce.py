@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from promptloop.bench.arms import Way, measured
+from promptloop.bench.arms import Found, Way, measured
 from promptloop.bench.history import over_training
 from promptloop.bench.paired import difference, interval
 from promptloop.recipes import parts, runs
@@ -24,18 +24,15 @@ from promptloop.recipes.grpo import grpo
 from promptloop.recipes.mini_dpo import mini_dpo
 from promptloop.recipes.places import writable
 from promptloop.recipes.progress import Progress
-from promptloop.recipes.rewards import reward_named
+from promptloop.recipes.rows import REWARDS, digests, kept, noise_of, over_seeds
 from promptloop.recipes.titles import STUDIES, claim_named
 from promptloop.solvers import Scheduler, Solver
 from promptloop.world import study
-from promptloop.world import weights as world_weights
-from promptloop.world.queries import TASKS, queries
+from promptloop.world.queries import TASKS
 
 Say = Callable[[str], None]
 QUICK, FULL = 35, 210  # held-out queries; both divide among the seven tasks
-REWARDS = ("oracle", "oracle-strict", "preference")
 OURS = {"rows", "policies", "tables.md", *STUDIES, *(f"{name}.md" for name in STUDIES)}  # what it writes
-JUDGES = ("mini-judge", "mini-vlm", "mini-unet")  # who scores: the learned reward, its eyes, its ears
 
 
 def reproduce(
@@ -102,56 +99,37 @@ def missing(claim: str, seeds: int | None, policies: Path | None) -> str:
 
 def row(name: str, out: Path, count: int, seeds: int | None, policies: Path | None) -> dict[str, Any]:
     """The row's scores, from its file or measured now: {"scores": {reward: [S][Q]}, "cost": {...}}."""
-    said = ROWS[name]
-    settings = settings_of(name, count, seeds, policies)
-    file = out / "rows" / f"{name}.json"
-    if file.exists():
-        kept = json.loads(file.read_text(encoding="utf-8"))
-        said_then = kept["settings"]
-        said_then["way"] = asdict(Way()) | said_then["way"]  # newer settings: default
-        if said_then == settings:
-            return kept
-        raise ValueError(
-            f"{file} was measured with other settings or weights; give another --out, or remove it"
-        )
-    asked = [q.text for q in queries(count, 2, held_out=True)]
-    scores: dict[str, list[list[float]]] = {reward: [] for reward in REWARDS}
-    costs = []
-    rewards = {reward: reward_named(reward) for reward in REWARDS}
-    for seed in range(settings["seeds"]):
-        denoiser, policy, solver = loaded(said, seed, policies)
-        made = measured(
-            denoiser, policy, said.way, asked, rewards, seed=1_000_000 * (seed + 1), solver=solver
-        )
-        costs.append(made.cost)
-        for reward in REWARDS:
-            scores[reward].append([round(v, 4) for v in made.scores[reward].tolist()])
-    cost = {key: sum(c[key] for c in costs) / len(costs) for key in costs[0]}
-    kept = {"settings": settings, "scores": scores, "cost": cost}
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_suffix(".part")
-    part.write_text(json.dumps(kept), encoding="utf-8")
-    part.replace(file)
-    return kept
+    said, settings = ROWS[name], settings_of(name, count, seeds, policies)
+
+    def run(k: int, asked: Sequence[str], rewards: dict[str, Any]) -> Found:
+        denoiser, policy, solver = loaded(said, k, policies)
+        return measured(denoiser, policy, said.way, asked, rewards, seed=noise_of(k), solver=solver)
+
+    def newer(then: dict[str, Any]) -> dict[str, Any]:
+        return {**then, "way": asdict(Way()) | then["way"]}
+
+    def measure() -> dict[str, Any]:
+        return over_seeds(count, settings["seeds"], run)[0]
+
+    return kept(out / "rows" / f"{name}.json", settings, measure, newer)
 
 
 def settings_of(name: str, count: int, seeds: int | None, policies: Path | None) -> dict[str, Any]:
     """All that a row's scores depend on."""
     said = ROWS[name]
-    weights = weights_of(said, seeds or said.seeds, policies)
-    weights += [parts.folder_digest(world_weights(name))[:16] for name in JUDGES]
     told = {name: value for name, value in asdict(said).items() if name != "title"}
+    weights = weights_of(said, seeds or said.seeds, policies)
     settings = {**told, "queries": count, "seeds": seeds or said.seeds, "weights": weights}
     return json.loads(json.dumps(settings))
 
 
 def weights_of(said: Row, seeds: int, policies: Path | None) -> list[str]:
-    """The first digits of the sha256 of the row's backbone and policies; ValueError where one is missing."""
+    """The digests of the row's backbone and policies, and of who scores; ValueError where one is missing."""
     used = [(named(said.backbone, 0, policies), "backbone")]
     if said.policy is not None:
         trained = range(seeds if said.policy in TRAINED else 1)
         used += [(named(said.policy, seed, policies), "policy") for seed in trained]
-    return [parts.digest(parts.locate(name, role)[0], role)[:16] for name, role in used]
+    return digests(used)
 
 
 def named(name: str, seed: int, policies: Path | None) -> str:

@@ -24,6 +24,7 @@ from promptloop.solvers import CPS, DDIM, LCM, DanceSDE, Euler, FlowSDE, Heun, S
 SOLVERS = {"ddim": DDIM, "euler": Euler, "heun": Heun, "flow-sde": FlowSDE, "dance-sde": DanceSDE,
            "cps": CPS, "lcm": LCM}  # fmt: skip
 MODELS = ("tuned",)  # settings that are LoRAs or backbones
+REWARDS = ("reward", "value")  # and rewards
 NUMBERS = ("w", "scale", "rate", "strength", "weights")  # one number, or one for each step (or model)
 
 
@@ -54,9 +55,9 @@ class Steering:
 
 
 def parsed(spec: str) -> tuple[str, dict[str, str]]:
-    """"name:key=value,key=value" in its parts. ValueError, with the nearest, for names that are not known,
-    settings without a value, given twice, or lacking.
-    """  # fmt: skip
+    """NAME:KEY=VALUE,... in its parts. ValueError, with the nearest, for names that are not known, settings
+    without a value, given twice, or lacking.
+    """
     name, _, rest = spec.partition(":")
     takers = makers(one_of(name, METHODS, "method"))
     if METHODS[name].given == OWN:
@@ -89,12 +90,12 @@ def check(specs: Sequence[str], solver: str) -> None:
     names = [parsed(spec)[0] for spec in specs]
     for spec in specs:
         name, given = parsed(spec)
-        plain = {k: v for k, v in given.items() if k not in (*MODELS, "reward", "rewards", "value")}
+        plain = {k: v for k, v in given.items() if k not in (*MODELS, *REWARDS)}
         values(name, plain, {}, "cpu")
     for alone in ([n for n in names if is_driver(n)], [n for n in names if n == "recurrence"]):
         if len(alone) > 1:
             raise ValueError(f"{' and '.join(alone)} cannot both run the loop; give one of them")
-    if solver and solver.partition(":")[0] in SOLVERS:
+    if solver and solver_class(solver) in SOLVERS.values():
         solver_named(solver, None)
 
 
@@ -121,7 +122,7 @@ def lora_at(text: str) -> Path | None:
 def steering(specs: Sequence[str], solver: str, denoiser: Denoiser, device: str | torch.device) -> Steering:
     """For a denoiser that has the `loras` of the specs. ValueError as `check`'s, and for rewards and models
     that cannot be had.
-    """  # fmt: skip
+    """
     made: list[Control] = []
     turn, search = None, None
     for spec in specs:
@@ -155,11 +156,8 @@ def value(
     what: str, key: str, text: str, hint: Any, named: Mapping[str, str], device: Any, denoiser: Any
 ) -> Any:
     """One setting from its text."""
-    if key in ("reward", "rewards", "value"):
-        if text == "none":
-            return None
-        rewards = [reward_named(one, device) for one in (text.split("&") if key == "rewards" else [text])]
-        return rewards if key == "rewards" else rewards[0]
+    if key in REWARDS:
+        return None if text == "none" else reward_named(text, device)
     if key in MODELS:
         models = [tuned_named(one, named, device, denoiser) for one in text.split("+")]
         return models if get_origin(hint) is Sequence else models[0]
@@ -169,7 +167,7 @@ def value(
     if key in NUMBERS:
         numbers = [read_as(float, one, what) for one in text.split("+")]
         return numbers[0] if len(numbers) == 1 and key != "weights" else numbers
-    return read_as(hint, text.replace("+", " ") if "tuple" in str(hint) else text, what, "+")
+    return read_as(hint, text, what, "+")
 
 
 def tuned_named(text: str, named: Mapping[str, str], device: Any, denoiser: Any) -> Any:
@@ -181,21 +179,29 @@ def tuned_named(text: str, named: Mapping[str, str], device: Any, denoiser: Any)
     return parts.backbone(text, torch.device(device), denoiser.dtype).value
 
 
-def solver_named(spec: str, denoiser: Denoiser | None) -> Solver | None:
-    """ "ddim:eta=1", a diffusers scheduler by its class's name, or "" for the backbone's own (None)."""
-    if not spec:
-        return None
+def solver_class(spec: str) -> Any:
+    """The class that "ddim:eta=1" or "EulerDiscreteScheduler" names; ValueError with the nearest."""
     name, _, rest = spec.partition(":")
     if name in SOLVERS:
-        kind = SOLVERS[name]
-        given = pairs(spec, rest, [*settings_of(kind)])
-        return kind(**{key: read_as(float, text, f"{name}'s {key}") for key, text in given.items()})
+        return SOLVERS[name]
     import diffusers
 
     known = [*SOLVERS, *(n for n in dir(diffusers) if n.endswith("Scheduler"))]
-    kind = getattr(diffusers, one_of(name, known, "solver"))
+    found = getattr(diffusers, one_of(name, known, "solver"))
     if rest:
         raise ValueError(f"solver {spec!r}: a diffusers scheduler takes its settings from the backbone's own")
+    return found
+
+
+def solver_named(spec: str, denoiser: Denoiser | None) -> Solver | None:
+    """The solver of this name and settings; "" is the backbone's own (None)."""
+    if not spec:
+        return None
+    kind = solver_class(spec)
+    if kind in SOLVERS.values():
+        name, _, rest = spec.partition(":")
+        given = pairs(spec, rest, [*settings_of(kind)])
+        return kind(**{key: read_as(float, text, f"{name}'s {key}") for key, text in given.items()})
     if denoiser is None or denoiser.scheduler is None:
         raise ValueError(f"solver {spec!r}: the backbone has no scheduler to take settings from")
     return Scheduler(kind.from_config(denoiser.scheduler.config), denoiser.scheduler_options)
