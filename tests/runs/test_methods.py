@@ -110,6 +110,8 @@ def test_methods_compose_with_a_policy_and_replay(tmp_path: Path, command: Calla
     )  # fmt: skip
     assert code == 0, err
     trace = json.loads(Path(out, "trace.json").read_text())
+    page = Path(out, "trace.html").read_text()
+    assert "steered by rlg, fk" in page and "not steered" in page and "same noise" not in page
     assert trace["cost"]["rewards"] == 2 * 2 * 2 and trace["backbone"]["solver"] == "DDIM(eta=1.0)"
     code, said, err = command("replay", out)
     assert code == 0 and "every pixel" in said, err

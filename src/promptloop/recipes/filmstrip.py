@@ -38,9 +38,10 @@ def filmstrip(shot: Shot, verdict: str = "", about: str = "") -> Image.Image:
     """The strip of one sample as an RGB picture; `verdict` stands below its finished image, `about` below the
     query (else the sample's number and seed).
     """
-    rows = [("refined" if shot.picture.notes else "image", panels(shot.picture, verdict))]
+    above, below = shot.titles
+    rows = [(above, panels(shot.picture, verdict))]
     if shot.base is not None:
-        rows.append(("base: the query alone, same noise", panels(shot.base)))
+        rows.append((f"base: {below}", panels(shot.base)))
     chunks = [
         (name if k == 0 else "", row[k : k + PER_ROW])
         for name, row in rows

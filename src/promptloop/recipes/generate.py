@@ -194,8 +194,9 @@ def run(job: Job, backbone: Part, policy: Part | None, watch: Stopwatch, tell: P
     why = {query: unscored(query, backbone.embedded) for query in job.queries}
     with watch("score"):
         graded = [graded_where(why, job, row) for row in (pictures, bases)]
+    names = tuple(spec.partition(":")[0] for spec in job.control)
     shots = tuple(
-        Shot(i, query, seed, picture, base)  # type: ignore[arg-type]
+        Shot(i, query, seed, picture, base, names)  # type: ignore[arg-type]
         for i, ((query, seed), picture, base) in enumerate(zip(job.samples, *graded, strict=True))
     )
     return Generated(shots, describe(job, backbone, policy, shots, why, steps, watch, solver, ledger))

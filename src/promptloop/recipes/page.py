@@ -59,6 +59,8 @@ def lead(shots: Sequence[Shot], trace: dict[str, Any]) -> str:
         text = (
             f"{count}; <b>{name_of(policy)}</b> wrote the prompt {many(job['refinements'], 'time')}, {seen}."
         )
+    if job["control"]:
+        text += f" Steered by <b>{escape('; '.join(job['control']))}</b>."
     refined, base = (mean_score([getattr(shot, side) for shot in shots]) for side in ("picture", "base"))
     if refined:
         text += f" Oracle: soft <b>{refined[0]:.2f}</b>, strict <b>{refined[1]:.2f}</b>"
@@ -91,11 +93,12 @@ def section(shot: Shot, unscored: str | None) -> str:
     note = f" · not scored: {unscored}" if unscored else ""
     head = f"<h2>{escape(shot.query)}</h2><small>sample {shot.name} · seed {shot.seed}{escape(note)}</small>"
     parts = [f'<section class="shot" id="s{shot.name}"><div class="name">{head}</div>']
+    above, below = (escape(title[0].upper() + title[1:]) for title in shot.titles)
     if shot.base is not None:
-        parts.append("<h3>Refined</h3>")
+        parts.append(f"<h3>{above}</h3>")
     parts.append(strip(shot.picture))
     if shot.base is not None:
-        parts.append("<h3>The query alone, from the same noise</h3>" + strip(shot.base))
+        parts.append(f"<h3>{below}</h3>" + strip(shot.base))
     if shot.picture.notes:
         parts.append(answers(shot.picture.notes))
     return "".join(parts) + "</section>"

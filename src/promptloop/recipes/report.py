@@ -16,7 +16,14 @@ def summary(made: Generated) -> str:
     lines = [f"{images} images, {len(made.shots)} filmstrips, trace.html and trace.json in {made.out}"]
     refined, base = ([getattr(shot, side) for shot in made.shots] for side in ("picture", "base"))
     for name, row in (
-        ("refined" if made.trace["refinement_steps"] else "images", refined),
+        (
+            "refined"
+            if made.trace["refinement_steps"]
+            else "steered"
+            if made.trace["job"]["control"]
+            else "images",
+            refined,
+        ),
         ("query alone", base),
     ):
         if found := mean_score(row):

@@ -100,13 +100,24 @@ class Picture:
 @final
 @dataclass(frozen=True, eq=False)
 class Shot:
-    """One sample of a run; `base` is the same noise sampled with the query alone (None: not asked for)."""
+    """One sample of a run, `steered` by the methods of these names; `base` is the query alone, sampled from
+    the sample's own noise (None: not asked for).
+    """
 
     index: int
     query: str
     seed: int
     picture: Picture
     base: Picture | None = None
+    steered: tuple[str, ...] = ()
+
+    @property
+    def titles(self) -> tuple[str, str]:
+        """What stands above the picture and above its base. Particles and searches may take another noise."""
+        what = "refined" if self.picture.notes else "image"
+        if self.steered:
+            return f"{what}, steered by {', '.join(self.steered)}", "the query, not steered"
+        return what, "the query alone, same noise"
 
     @property
     def name(self) -> str:
