@@ -17,7 +17,7 @@ from promptloop.controls.prompt import PromptLoop
 from promptloop.denoisers.denoiser import Denoiser
 from promptloop.denoisers.memory import lowering, told
 from promptloop.ledger import Ledger
-from promptloop.policies.contract import Draft, Policy
+from promptloop.policies.contract import Policy
 from promptloop.recipes import parts
 from promptloop.recipes.described import describe, levels_of
 from promptloop.recipes.film import Clock, Film
@@ -27,7 +27,7 @@ from promptloop.recipes.parts import Part
 from promptloop.recipes.played import LOOPS, Played, played
 from promptloop.recipes.progress import Progress, silent
 from promptloop.recipes.score import score, unscored
-from promptloop.recipes.shot import Frame, Note, Picture, Shot, pixels
+from promptloop.recipes.shot import Frame, Picture, Shot, noted, pixels
 from promptloop.recipes.steering import Steering, steering
 from promptloop.recipes.usual import usual
 from promptloop.sample import Control, State
@@ -260,11 +260,6 @@ def shoot(
         for image, row, written in zip(images, frames, drafts, strict=True)
     ]
     return pictures, result.ledger
-
-
-def noted(step: int, draft: Draft) -> Note:
-    before, length, log_prob = draft.request.prompt, len(draft.tokens), float(draft.log_probs.sum())
-    return Note(step, before, draft.text, draft.answer, draft.kept, length, log_prob)
 
 
 def graded_where(why: dict[str, str | None], job: Job, row: Sequence[Picture | None]) -> list[Picture | None]:

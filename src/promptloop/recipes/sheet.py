@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from promptloop.recipes.filmstrip import filmstrip
-from promptloop.recipes.shot import Frame, Note, Picture, Shot, pixels
+from promptloop.recipes.shot import Frame, Picture, Shot, noted, pixels
 from promptloop.rollout import Geometry, Rollout
 
 GROUPS = 2  # shown of an update
@@ -26,8 +26,7 @@ def shot_of(made: Rollout, k: int, steps: int, base: Tensor, reward: float) -> S
     notes, frames = [], [Frame(0, pixels(base), f"the query alone: reward {reward:.3f}")]
     for draft in made.drafts[k]:
         step = round(draft.request.progress * steps)
-        notes.append(Note(step, draft.request.prompt, draft.text, draft.answer, draft.kept,
-                          len(draft.tokens), float(draft.log_probs.sum())))  # fmt: skip
+        notes.append(noted(step, draft))
         if step == 0:  # nothing was to be seen yet
             continue
         if draft.request.estimate is not None:

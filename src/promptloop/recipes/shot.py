@@ -11,6 +11,8 @@ from typing import Any, Literal, final
 import numpy as np
 from torch import Tensor
 
+from promptloop.policies.contract import Draft
+
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]  # [H, W, 3], 0 to 255
 Change = Literal["same", "new", "gone"]
 
@@ -65,6 +67,12 @@ class Note:
                 changes += [("gone", word) for word in old[i:j]]
             changes += [("same" if kind == "equal" else "new", word) for word in new[k:end]]
         return changes
+
+
+def noted(step: int, draft: Draft) -> Note:
+    """A draft that was written after `step` steps."""
+    before, length, log_prob = draft.request.prompt, len(draft.tokens), float(draft.log_probs.sum())
+    return Note(step, before, draft.text, draft.answer, draft.kept, length, log_prob)
 
 
 @final
