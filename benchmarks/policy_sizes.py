@@ -21,7 +21,14 @@ FOUR_BITS = (4 + 8 / 64 + 32 / (64 * 256)) / 8  # NF4: a byte a block of 64, a f
 SO400M = {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27, "num_attention_heads": 16}
 BASE = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
         "image_size": 512, "patch_size": 16}  # fmt: skip
-PUBLISHED = {"Qwen2.5-VL-3B": 3_754_622_976, "Qwen2.5-VL-7B": 8_292_166_656, "LLaVA-1.5-7B": 7_063_427_072}
+PUBLISHED = {
+    "Qwen2.5-VL-3B": 3_754_622_976,
+    "Qwen2.5-VL-7B": 8_292_166_656,
+    "LLaVA-1.5-7B": 7_063_427_072,
+    "LLaVA-NeXT-7B (Mistral)": 7_566_747_648,
+    "LLaVA-OneVision-0.5B": 893_618_208,
+    "LLaVA-OneVision-7B": 8_030_348_832,
+}
 
 
 def language(hidden: int, inner: int, layers: int, heads: int, kv: int, **others: Any) -> dict[str, Any]:
@@ -67,6 +74,18 @@ def configs() -> Iterator[tuple[str, Any]]:
                                num_attention_heads=16, image_size=336, projection_dim=768)  # fmt: skip
     vicuna = tf.LlamaConfig(**language(4096, 11008, 32, 32, 32, vocab_size=32064))
     yield "LLaVA-1.5-7B", tf.LlavaConfig(vision_config=clip, text_config=vicuna)
+    mistral = tf.MistralConfig(**language(4096, 14336, 32, 32, 8, vocab_size=32064))
+    yield "LLaVA-NeXT-7B (Mistral)", tf.LlavaNextConfig(vision_config=clip, text_config=mistral)
+    siglip = tf.SiglipVisionConfig(**SO400M | {"num_hidden_layers": 26}, image_size=384, patch_size=14,
+                                   vision_use_head=False)  # fmt: skip
+    for size, shape, tied in (
+        ("0.5B", (896, 4864, 24, 14, 2, 151936), True),
+        ("7B", (3584, 18944, 28, 28, 4, 152064), False),
+    ):
+        *sizes, words = shape
+        qwen2 = tf.Qwen2Config(**language(*sizes, vocab_size=words), tie_word_embeddings=tied)
+        whole = tf.LlavaOnevisionConfig(vision_config=siglip, text_config=qwen2, tie_word_embeddings=tied)
+        yield f"LLaVA-OneVision-{size}", whole
 
 
 def counted(config: Any, rank: int = LoRA().rank) -> dict[str, float]:

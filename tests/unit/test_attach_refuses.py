@@ -54,6 +54,12 @@ def test_what_cannot_be_honoured_is_refused(options: dict[str, Any], wanted: str
         loop(**{"prompt": "a dot", "num_inference_steps": 8} | options)
 
 
+def test_options_in_a_row_are_refused() -> None:
+    """Fails if Python counts the arguments instead of naming them."""
+    with pytest.raises(TypeError, match=r"by name \(height=, width=\)"):
+        attach(tiny.sd(), Identity())("a dot", 64, 64)
+
+
 def test_a_name_is_no_policy_and_its_settings_are_checked() -> None:
     pipe = tiny.sd3()
     with pytest.raises(ValueError, match="load it first"):

@@ -15,6 +15,7 @@ import tiny_vlm
 from safetensors.torch import load_file, save_file
 
 from promptloop import load, load_policy
+from promptloop.world import weights
 
 
 def without(file: Path, name: str = "") -> str:
@@ -90,3 +91,42 @@ def test_a_part_that_is_not_there(tmp_path: Path) -> None:
     shutil.rmtree(folder / "tokenizer")
     with pytest.raises(ValueError, match="its part tokenizer is not there"):
         load(folder)
+
+
+@pytest.mark.parametrize("file", ["config.json", "generation_config.json", "chat_template.jinja"])
+def test_a_damaged_file_of_a_policy_is_named(file: str, tmp_path: Path) -> None:
+    """Fails if it is passed over (as transformers does with generation_config.json), or no file is named."""
+    folder = tiny_vlm.build("idefics3", tmp_path / "whole")
+    (folder / file).write_text('{"a":')
+    with pytest.raises(ValueError, match=rf"{folder}.*({file}|chat template)"):
+        load_policy(str(folder))
+
+
+def test_a_chat_template_that_cannot_be_rendered(tmp_path: Path) -> None:
+    """Fails if jinja's error comes at the first draft."""
+    folder = tiny_vlm.build("idefics3", tmp_path / "whole")
+    (folder / "chat_template.jinja").write_text("{{ messages[0")
+    with pytest.raises(ValueError, match=rf"chat template of {folder} cannot be used"):
+        load_policy(str(folder))
+
+
+def test_a_policys_lora_that_is_not_whole(tmp_path: Path) -> None:
+    """Fails if peft's own reading stands, which leaves a missing tensor at its start."""
+    lora = Path(shutil.copytree(weights("mini-policy"), tmp_path / "lora"))
+    load_policy(str(lora))
+    lost = without(lora / "adapter_model.safetensors")
+    with pytest.raises(ValueError, match=rf"lacks 1 of its \d+ tensors \({lost}\)"):
+        load_policy(str(lora))
+    held = load_file(lora / "adapter_model.safetensors")
+    tensor = next(iter(held.values())).clone()
+    save_file({**held, lost: tensor, "base_model.model.more.lora_A.weight": tensor + 1},
+              lora / "adapter_model.safetensors", {"format": "pt"})  # fmt: skip
+    with pytest.raises(ValueError, match="more.lora_A.weight"):
+        load_policy(str(lora))
+
+
+@pytest.mark.parametrize("name", ["mini-vlm", "http://127.0.0.1:1/v1#some"])
+def test_an_unknown_setting_of_a_policy(name: str) -> None:
+    """Fails if Python's own TypeError comes up, which names no near one."""
+    with pytest.raises(ValueError, match="'max_new_token'; did you mean 'max_new_tokens'"):
+        load_policy(name, max_new_token=8)

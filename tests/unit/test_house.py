@@ -27,6 +27,7 @@ LOWEST = {
     "schedules",
     "names",
     "complete",
+    "json_file",
     "precision",
     "swap",
     "ledger",

@@ -16,6 +16,8 @@ from promptloop.denoisers import from_pipeline
 from promptloop.policies.contract import Request
 from promptloop.policies.fixed import Identity
 from promptloop.policies.message import read
+from promptloop.recipes.prompts import prompts_from
+from promptloop.recipes.training import run
 from promptloop.sample import sample
 
 
@@ -66,3 +68,26 @@ def test_controls_are_a_list_of_controls() -> None:
     ):
         with pytest.raises(ValueError, match=said):
             sample(denoiser, ["a"], controls=controls, **given)  # type: ignore[arg-type]
+
+
+def test_two_guidances_of_the_same_steps() -> None:
+    """Fails if the second meets a batch twice as large; windows apart are no matter."""
+    denoiser, given = from_pipeline(tiny.sd()), dict[str, Any](seeds=[0], steps=2)
+    with pytest.raises(ValueError, match="would guide the same steps; list one of them"):
+        sample(denoiser, ["a"], controls=[CFG(2.0), CFG(3.0, window=(0.5, 1.0))], **given)
+    sample(denoiser, ["a"], controls=[CFG(2.0, window=(0.0, 0.5)), CFG(3.0, window=(0.5, 1.0))], **given)
+
+
+@pytest.mark.parametrize("name", ["", "  "])
+def test_prompts_without_a_name(name: str) -> None:
+    """Fails where the empty name is a folder's (the current one)."""
+    with pytest.raises(ValueError, match="prompts is empty; give a file"):
+        prompts_from(name)
+
+
+def test_a_run_that_is_there_is_told_before_its_data(tmp_path: Path) -> None:
+    """Fails if the prompts are looked for first."""
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "metrics.jsonl").write_text("")
+    with pytest.raises(ValueError, match="holds a run; give --resume"):
+        run("mini", {"prompts": "nowhere.txt"}, tmp_path, resume=False)

@@ -83,7 +83,7 @@ class Attached:
         from_pipeline(self.pipe)
 
     def __call__(
-        self, prompt: str | Sequence[str], *, seeds: Sequence[int] | None = None, **options: Any
+        self, prompt: str | Sequence[str], *more: Any, seeds: Sequence[int] | None = None, **options: Any
     ) -> Any:
         """What `pipe(prompt, **options)` returns; its attribute `drafts` holds each image's drafts in order.
 
@@ -94,6 +94,10 @@ class Attached:
         drafts. ValueError for options that the loop cannot honour, and for unknown ones.
         """
         known = inspect.signature(type(self.pipe).__call__).parameters
+        if more:
+            names = [name for name in known if name not in ("self", "prompt")][: len(more)]
+            raise TypeError(f"give what comes after the prompt by name ({'=, '.join(names)}=): pipelines "
+                            "differ in the order of their options")  # fmt: skip
         self._refuse(options, known)
         steps = options.get("num_inference_steps", known["num_inference_steps"].default)
         queries, options = _one_prompt_an_image(prompt, options)

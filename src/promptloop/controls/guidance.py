@@ -46,6 +46,10 @@ class CFG(Control):
     def start(self, state: State) -> State:
         if self.scale == 1:
             return state
+        guides = [c for c in state.run.controls if isinstance(c, CFG) and c.scale != 1 and overlap(self, c)]
+        if len(guides) > 1:
+            raise ValueError(f"{guides[0]} and {guides[1]} would guide the same steps; list one of them, or "
+                             "give them windows apart")  # fmt: skip
         return state.remember(**{self._key: self._embedded(state)})
 
     def guide(self, denoise: Denoise, state: State) -> Denoise:
@@ -70,6 +74,11 @@ class CFG(Control):
     @property
     def _key(self) -> str:
         return f"{EMBEDDED} negative {self.negative!r}"
+
+
+def overlap(one: CFG, other: CFG) -> bool:
+    """Whether a step may lie in the windows of both, which begin inside and end outside."""
+    return max(one.window[0], other.window[0]) < min(one.window[1], other.window[1])
 
 
 @final

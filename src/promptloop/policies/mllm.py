@@ -17,6 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForImageTextToText
 
 from promptloop.complete import complete
+from promptloop.json_file import readable
 from promptloop.names import HUB_ID
 from promptloop.policies import saved
 from promptloop.policies.contract import LIKELIEST, Draft, Policy, Request
@@ -83,6 +84,7 @@ class Mllm(Policy):
         if not Path(path_or_id).is_dir() and not HUB_ID.fullmatch(str(path_or_id)):
             raise ValueError(f"{path_or_id} does not exist; give a folder or a hub id (owner/name)")
         dtype = dtype_named(dtype)
+        readable(path_or_id, *([lora] if lora else []))
         said = None if lora is None else saved.of_lora(lora)
         kept, how = saved.as_trained(quantize, said, dtype, device)
         loaded: Any = AutoModelForImageTextToText.from_pretrained(
@@ -97,6 +99,7 @@ class Mllm(Policy):
             from peft import PeftModel
 
             network = PeftModel.from_pretrained(network, str(lora), is_trainable=True)
+            saved.whole(network, lora)
         processor = load_processor(str(path_or_id))
         limit = max_new_tokens if max_new_tokens is not None else limit or 48
         image_size = says.to_dict().get(saved.IMAGE_SIZE) if image_size is None else image_size

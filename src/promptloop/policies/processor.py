@@ -19,6 +19,10 @@ from transformers import AutoConfig, AutoProcessor
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from transformers.processing_utils import ProcessorMixin
 
+from promptloop.names import first_line
+from promptloop.policies.contract import Request
+from promptloop.policies.message import messages
+
 
 class _NoVideo(ProcessorMixin):  # type: ignore[misc]
     """Stands between a family's processor and ProcessorMixin and drops the video processor on the way up."""
@@ -83,5 +87,22 @@ def load_processor(path: str) -> Any:
     """`AutoProcessor`, or the family's image-only form where it would build a video processor too."""
     family: Any = PROCESSOR_MAPPING.get(type(AutoConfig.from_pretrained(path)), None)
     if family is not None and "video_processor" in inspect.signature(family).parameters:
-        return image_only(family).from_pretrained(path)
-    return AutoProcessor.from_pretrained(path)
+        processor = image_only(family).from_pretrained(path)
+    else:
+        processor = AutoProcessor.from_pretrained(path)
+    if processor.chat_template or processor.tokenizer.chat_template:
+        speaks(processor, path)
+    return processor
+
+
+def speaks(processor: Any, path: str) -> None:
+    """ValueError unless the chat template passes the user's words on: a damaged one would drop them."""
+    said = "a red fox in the snow"
+    try:
+        text = processor.apply_chat_template(messages(Request(said, said)), add_generation_prompt=True)
+    except Exception as error:  # whatever a template, which is a program, may raise
+        raise ValueError(f"the chat template of {path} cannot be used: {first_line(error)}") from error
+    if said not in text:
+        raise ValueError(
+            f"the chat template of {path} leaves out what the user says; copy or download it again"
+        )

@@ -11,6 +11,7 @@ import torch
 from transformers import GenerationConfig
 from transformers.utils import GENERATION_CONFIG_NAME
 
+from promptloop.complete import some
 from promptloop.names import LORA_CONFIG
 from promptloop.policies.quantize import Quantize, quantized
 
@@ -23,6 +24,23 @@ def of_lora(folder: str | Path) -> GenerationConfig | None:
         raise ValueError(f"{folder} has no adapter_model.safetensors; other formats are not read")
     there = (Path(folder) / GENERATION_CONFIG_NAME).is_file()
     return GenerationConfig.from_pretrained(str(folder)) if there else None
+
+
+def whole(network: Any, folder: str | Path) -> None:
+    """ValueError unless the LoRA on `network` got all its tensors from the folder, and the folder has no
+    others: peft itself leaves what is lacking at its start, which is a LoRA that does nothing.
+    """
+    from peft import get_peft_model_state_dict
+    from peft.utils import load_peft_weights
+
+    held = set(load_peft_weights(str(folder), device="cpu"))
+    wanted = set(get_peft_model_state_dict(network, save_embedding_layers=False))
+    if lost := sorted(wanted - held):
+        raise ValueError(f"the LoRA {folder} lacks {len(lost)} of its {len(wanted)} tensors ({some(lost)}); "
+                         "copy or download it again")  # fmt: skip
+    if surplus := sorted(held - wanted):
+        raise ValueError(f"the LoRA {folder} has {len(surplus)} tensors that find no place "
+                         f"({some(surplus)}); it is for another model")  # fmt: skip
 
 
 def as_trained(

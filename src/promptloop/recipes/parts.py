@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from importlib import import_module
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
@@ -18,7 +18,8 @@ from safetensors import SafetensorError
 from promptloop.denoisers import load as load_denoiser
 from promptloop.denoisers.denoiser import Denoiser
 from promptloop.denoisers.loras import LoraSource, files
-from promptloop.names import HUB_ID, LORA_CONFIG, first_line, nearest
+from promptloop.json_file import read_object
+from promptloop.names import HUB_ID, LORA_CONFIG, first_line, nearest, one_of
 from promptloop.policies.contract import Policy
 from promptloop.policies.endpoint import Endpoint, is_server
 from promptloop.policies.first import First
@@ -115,7 +116,8 @@ def load_policy(name: str | Path, *, temperature: float = 0.0, **settings: Any) 
     or the model of a server, "http://HOST:PORT/v1#MODEL".
 
     Drafts are the likeliest unless a `temperature` is given. `settings` are `Mllm.load`'s (device, dtype,
-    max_new_tokens, image_size) or `Endpoint`'s. ValueError naming the nearest name or saying what was tried.
+    max_new_tokens, image_size) or `Endpoint`'s. ValueError naming the nearest name or setting, or saying what
+    was tried.
     """
     name = str(name)
     if DOTTED.fullmatch(name):
@@ -130,6 +132,9 @@ def chat_policy(where: str, **settings: Any) -> Policy:
     """The chat model at `where` (folder, hub id, server), and who writes the first draft, if another does."""
     if is_server(where):  # device and precision are the server's affair
         told = {name: value for name, value in settings.items() if name not in ("device", "dtype")}
+        for name in told:
+            one_of(name, [f.name for f in fields(Endpoint) if f.name not in ("url", "served")],
+                   "setting of a server")  # fmt: skip
         return Endpoint.named(where, **told)
     later, first = chat_model(where, **settings), Path(lora_here(where)) / runs.FIRST
     return First(chat_model(str(first), **settings), later) if first.is_dir() else later
@@ -141,6 +146,9 @@ def chat_model(where: str, **settings: Any) -> Mllm:
         raise ValueError(f"policy {where} is a server, whose weights are not here; give a folder or a hub id")
     from promptloop.policies.mllm import Mllm
 
+    for name in settings:
+        one_of(name, [n for n in signature(Mllm.load).parameters if n not in ("path_or_id", "lora")],
+               "setting of a policy")  # fmt: skip
     where = lora_here(where)
     base = lora_base(Path(where))
     try:
@@ -174,7 +182,7 @@ def lora_base(folder: Path) -> str | None:
     file = folder / LORA_CONFIG
     if not file.is_file():
         return None
-    base = json.loads(file.read_text(encoding="utf-8")).get("base_model_name_or_path")
+    base = read_object(file).get("base_model_name_or_path")
     if not base:
         raise ValueError(f"{file} does not say which weights it belongs to (base_model_name_or_path)")
     return str(base)
@@ -241,8 +249,8 @@ def locate(name: str, role: str) -> tuple[str, bool]:
 def trained_role(folder: Path) -> str | None:
     """What the training run in `folder` trains: "policy" or "backbone"; None where there is no run."""
     file = folder / runs.CONFIG
-    settings = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    return runs.TRAINS.get(settings.get("recipe", "")) if isinstance(settings, dict) else None
+    settings = read_object(file) if file.is_file() else {}
+    return runs.TRAINS.get(str(settings.get("recipe")))
 
 
 def family_of(name: str) -> str:

@@ -114,6 +114,8 @@ def prompts_from(
 
 def rows_of(source: str, column: str | None, split: str) -> Iterator[str]:
     """The prompts as they stand in the source."""
+    if not source.strip():
+        raise ValueError(f"prompts is empty; give a file ({', '.join(KINDS)}) or the id of a data set")
     file = Path(source).expanduser()
     if file.is_file():
         if file.suffix not in KINDS:

@@ -78,12 +78,10 @@ def begin(
 
 def begun(run: Path, config: Mapping[str, Any], since: Mapping[str, Any], *, resume: bool) -> bool:
     """Whether `run` holds the run of this config, or nothing yet; ValueError for anything else."""
-    file = run / CONFIG
-    there = any(run.glob("*.safetensors")) or (run / METRICS).exists() or checkpoint.steps(run)
+    file, there = run / CONFIG, trained_in(run)
     if file.exists() and (there or resume):
         found = config_of(run)
-        if not resume:
-            raise ValueError(f"{run} holds a run; give --resume to go on with it, or another --out")
+        free(run, resume=resume)
         ours, theirs = config["settings"], json.loads(json.dumps(since)) | found.get("settings", {})
         other = [k for k in sorted({*ours, *theirs}) if ours.get(k) != theirs.get(k)]
         if found.get("recipe") != config["recipe"] or other:
@@ -97,6 +95,17 @@ def begun(run: Path, config: Mapping[str, Any], since: Mapping[str, Any], *, res
     if run.exists() and any(f.name not in (CONFIG, LOCK) for f in run.iterdir()):  # nothing was trained yet
         raise ValueError(f"{run} is not empty; give another --out")
     return False
+
+
+def trained_in(run: Path) -> bool:
+    """Whether something of a training is in the folder."""
+    return any(run.glob("*.safetensors")) or (run / METRICS).exists() or bool(checkpoint.steps(run))
+
+
+def free(run: Path, *, resume: bool) -> None:
+    """ValueError where the folder holds a run and `resume` was not asked for."""
+    if not resume and (run / CONFIG).exists() and trained_in(run):
+        raise ValueError(f"{run} holds a run; give --resume to go on with it, or another --out")
 
 
 def record(run: Path, loaded: Mapping[str, str], in_force: Mapping[str, Any]) -> list[str]:

@@ -113,6 +113,7 @@ def run(recipe: str, given: Mapping[str, Any], folder: Path, *, resume: bool, **
 
     make = made_by(recipe)
     check_names(make, given)
+    runs.free(folder, resume=resume)
     stored = vars(runs.settings_of(folder, recipe, make)) if resume else {}
     settings = settings_from(make, {**stored, **given})
     function = found(RECIPES[recipe][1])
