@@ -79,11 +79,10 @@ def configs() -> Iterator[tuple[str, Any]]:
     siglip = tf.SiglipVisionConfig(**SO400M | {"num_hidden_layers": 26}, image_size=384, patch_size=14,
                                    vision_use_head=False)  # fmt: skip
     for size, shape, tied in (
-        ("0.5B", (896, 4864, 24, 14, 2, 151936), True),
-        ("7B", (3584, 18944, 28, 28, 4, 152064), False),
+        ("0.5B", language(896, 4864, 24, 14, 2, vocab_size=151936), True),
+        ("7B", language(3584, 18944, 28, 28, 4, vocab_size=152064), False),
     ):
-        *sizes, words = shape
-        qwen2 = tf.Qwen2Config(**language(*sizes, vocab_size=words), tie_word_embeddings=tied)
+        qwen2 = tf.Qwen2Config(**shape, tie_word_embeddings=tied)
         whole = tf.LlavaOnevisionConfig(vision_config=siglip, text_config=qwen2, tie_word_embeddings=tied)
         yield f"LLaVA-OneVision-{size}", whole
 
