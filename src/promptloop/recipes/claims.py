@@ -27,7 +27,7 @@ TRAINED: dict[str, tuple[Grpo, int]] = {  # name -> settings, number of seeds
     "longer": (replace(AHEAD, steps=220), 3),  # as many updates as "ahead" and "image" together
     "blind": (replace(LOOP, image_dropout=1.0), 3),
     "image": (LOOP, 3),
-    "alone": (ALONE, 1),
+    "alone": (ALONE, 3),
     "always": (replace(LOOP, image_dropout=0.0), 3),
     "preference": (replace(AHEAD, reward="preference", gold="oracle"), 3),
 }
