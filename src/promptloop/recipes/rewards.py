@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import re
-from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -13,11 +12,9 @@ import torch
 from promptloop.names import nearest
 from promptloop.recipes.parts import DOTTED, imported
 from promptloop.rewards.composite import Weighted
+from promptloop.rewards.known import KNOWN
 
-LEARNED = {  # NAME:FOLDER_OR_ID -> "module:class" with load(FOLDER_OR_ID or None, device=)
-    "imagereward": "promptloop.rewards.imagereward:ImageReward",
-    "judge": "promptloop.rewards.judge:Judge",
-}
+LEARNED = tuple(name for name, known in KNOWN.items() if known.where)  # NAME or NAME:WHERE
 NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 TERM = re.compile(rf"(?:({NUMBER})\s*\*\s*)?([^*]+)")  # WEIGHT*NAME, or NAME
 
@@ -29,12 +26,12 @@ def reward_named(name: str, device: str | torch.device = "cpu") -> Any:
     """
     if " + " in name or "*" in name:
         return weighted(name, device)
-    from promptloop.world.judge import JudgeReward
-    from promptloop.world.oracle import OracleReward
-
     kind, _, where = name.partition(":")
-    if kind in LEARNED and (where or ":" not in name):
-        return imported(LEARNED[kind], "reward").load(where or None, device=device)
+    known = KNOWN.get(kind)
+    if known is not None and known.where and (where or ":" not in name):
+        return imported(known.made, "reward").load(where or None, device=device)
+    if known is not None and ":" not in name:
+        return imported(known.made, "reward")()
     if DOTTED.fullmatch(name) and not mistyped(kind):
         made = imported(name, "reward")
         made = made() if isinstance(made, type) else made
@@ -43,15 +40,8 @@ def reward_named(name: str, device: str | torch.device = "cpu") -> Any:
                 f"reward {name!r} is a {type(made).__name__}; it must be callable: (images, queries)"
             )
         return made
-    known: dict[str, Any] = {
-        "oracle": OracleReward,
-        "oracle-strict": partial(OracleReward, strict=True),
-        "preference": JudgeReward,
-    }
-    if name not in known:
-        names = [*known, *LEARNED, *(f"{learned}:{where}" for learned in LEARNED if where)]
-        raise ValueError(f"no reward {name!r}; {nearest(name, names)} (or your own package.module:name)")
-    return known[name]()
+    names = [*KNOWN, *(f"{learned}:{where}" for learned in LEARNED if where)]
+    raise ValueError(f"no reward {name!r}; {nearest(name, names)} (or your own package.module:name)")
 
 
 def weighted(said: str, device: str | torch.device) -> Weighted:

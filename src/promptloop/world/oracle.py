@@ -72,6 +72,11 @@ class OracleReward:
         return found.strict if self.strict else found.soft
 
 
+def strict() -> OracleReward:
+    """The oracle that gives no part of a point."""
+    return OracleReward(strict=True)
+
+
 def attribute_scores(reading: Reading, image: int, group: Group) -> dict[str, np.ndarray]:
     """Scores [SLOTS] of each attribute that ``group`` asks for, for every thing found."""
     present = reading.shape[image].max(-1) > 0

@@ -1,0 +1,60 @@
+"""The rewards that have a name: what makes each, and what a user should know before asking for it.
+
+Texts only: nothing of a reward is imported before it is asked for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import final
+
+
+@final
+@dataclass(frozen=True)
+class Known:
+    """One reward by its name.
+
+    made: "module:name"; what takes a folder or id (`where`) has `load(where or None, device=)`, anything
+        else is called without arguments.
+    title: what it is, in a few words. scale: its raw values. licence: of the weights.
+    where: what may follow the name, as NAME:WHERE ("" where nothing may).
+    hub: where the released weights are ("": none of their own).
+    extra: what of promptloop[...] it needs. differentiable: gradients flow to the images.
+    """
+
+    made: str
+    title: str
+    scale: str
+    licence: str = ""
+    where: str = ""
+    hub: str = ""
+    extra: str = ""
+    differentiable: bool = False
+
+
+KNOWN: dict[str, Known] = {
+    "oracle": Known("promptloop.world.oracle:OracleReward", "the embedded world's exact grade", "0 to 1"),
+    "oracle-strict": Known("promptloop.world.oracle:strict", "the same, all or nothing", "0 or 1"),
+    "preference": Known(
+        "promptloop.world.judge:JudgeReward",
+        "the embedded world's learned preference (mini-judge)",
+        "about -5 to 6",
+        differentiable=True,
+    ),
+    "imagereward": Known(
+        "promptloop.rewards.imagereward:ImageReward",
+        "ImageReward v1.0: what people prefer",
+        "about -2 to 2",
+        "Apache-2.0",
+        "DIR|ID",
+        "THUDM/ImageReward",
+        differentiable=True,
+    ),
+    "judge": Known(
+        "promptloop.rewards.judge:Judge",
+        "P(yes) of any chat model that sees (VQAScore)",
+        "0 to 1",
+        "the model's",
+        "DIR|ID",
+    ),
+}
