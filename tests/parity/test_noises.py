@@ -14,11 +14,11 @@ from parity.test_guides import middle
 
 from promptloop.controls.guidance import CFG
 from promptloop.controls.noise_law import find
-from promptloop.controls.optimised import carinox, climb, reno
+from promptloop.controls.optimised import _Turns, carinox, climb, reno
 from promptloop.controls.tuned import RLG
 from promptloop.denoisers import from_pipeline, load
 from promptloop.rewards.composite import Weighted
-from promptloop.sample import sample
+from promptloop.sample import advance, sample
 
 PROMPTS, SEEDS = ["a red circle", "two blue stars"], [3, 4]
 FAMILIES: dict[str, Callable[[], Any]] = {
@@ -100,3 +100,30 @@ def test_a_step_made_again_switches_its_loras_again(tmp_path: Path) -> None:
         for again in (False, True)
     ]
     assert float((found[0] - found[1]).abs().max()) < 1e-4 * float(found[0].abs().max())
+
+
+def test_checkpointed_steps_bound_the_memory_of_a_gradient() -> None:
+    """What a run keeps for its gradient: made again step by step, a further step keeps its latents, no more.
+
+    Fails when `_Turns` runs the turn itself: a step then keeps the activations of the network, here a hundred
+    times as much.
+    """
+    denoiser = from_pipeline(tiny.sd())
+    noise = denoiser.noise(SEEDS)
+    latents = noise.nbytes
+
+    def kept(steps: int, checkpointed: bool) -> int:
+        sizes: list[int] = []
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            sizes.append(tensor.nbytes)
+            return tensor
+
+        settings = {"seeds": SEEDS, "steps": steps, "decode": False, "gradients": True}
+        turns = _Turns(advance, checkpointed)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            sample(denoiser, PROMPTS, noise=noise.clone().requires_grad_(), turn=turns, **settings)
+        return sum(sizes)
+
+    again, whole = kept(8, True) - kept(4, True), kept(8, False) - kept(4, False)
+    assert again <= 4 * 4 * latents < whole / 20
