@@ -27,10 +27,15 @@ class Noisy:
         return x.mean(dim=(1, 2, 3))
 
 noisy = Noisy()
+
+def Dark():
+    from promptloop.policies.fixed import Template
+    return Template("a golden disc")
 """
 GIVEN = {  # method -> its settings and, where it needs one, a solver that draws
     "scheduled": ("prompts=0:a jade star+2:two jade stars", ""),
     "cfg": ("scale=2,window=0+0.5", ""),
+    "negative-prompt": ("policy=noisy_reward:Dark,refinements=2", ""),
     "prompt-guidance": ("w=1.5", ""),
     "rlg": (f"tuned={TUNED},w=1.6", ""),
     "blend": (f"tuned={TUNED},weights=1,strength=0.5", ""),

@@ -4,6 +4,7 @@ from promptloop.controls.candidates import SVDD, Demon
 from promptloop.controls.doob import DOIT
 from promptloop.controls.gradients import Ascent, LossGuidance, NoisyRewardGradient, RewardGradient
 from promptloop.controls.guidance import CFG, PromptGuidance
+from promptloop.controls.negative import NegativePrompt
 from promptloop.controls.noise import BestOf
 from promptloop.controls.particles import DAS, FK
 from promptloop.controls.prompt import PromptLoop, Rewrite, Scheduled
@@ -22,6 +23,7 @@ __all__ = [
     "Demon",
     "FK",
     "LossGuidance",
+    "NegativePrompt",
     "NoisyRewardGradient",
     "PromptGuidance",
     "PromptLoop",

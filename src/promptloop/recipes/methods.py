@@ -34,6 +34,9 @@ METHODS: dict[str, Method] = {
     "rewrite": Method("promptloop.controls.prompt:Rewrite", "a policy", "1; one answer", OWN),
     "scheduled": Method("promptloop.controls.prompt:Scheduled", "a prompt for each step", "1"),
     "cfg": Method("promptloop.controls.guidance:CFG", "", "2 inside its window"),
+    "negative-prompt": Method(
+        "promptloop.controls.negative:NegativePrompt", "a policy, guidance", "1; the policy's tokens"
+    ),
     "prompt-guidance": Method("promptloop.controls.guidance:PromptGuidance", "a policy", "2"),
     "rlg": Method("promptloop.controls.tuned:RLG", "a LoRA or a second backbone", "2; 1 at w 0 and 1"),
     "blend": Method("promptloop.controls.tuned:Blend", "LoRAs or backbones", "1 a model; steps=draw: 1"),
