@@ -1,4 +1,4 @@
-"""More guides on real classes, tiny and random: written negatives, in float32 and bfloat16."""
+"""More guides on real classes, tiny and random: written negatives, streams, in float32 and bfloat16."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ import pytest
 import tiny
 import torch
 
-from promptloop.controls import CFG, NegativePrompt
+from promptloop.controls import CFG, NegativePrompt, UniCoDe
 from promptloop.denoisers import from_pipeline
 from promptloop.policies.fixed import Identity, Table
 from promptloop.sample import sample
+from promptloop.solvers import DDIM, FlowSDE
 
 PROMPTS, SEEDS = ["a red circle", "two blue stars"], [3, 4]
 FAMILIES: dict[str, Callable[[], Any]] = {"sd": tiny.sd, "sdxl": tiny.sdxl, "sd3": lambda: tiny.sd3(t5=40)}
-DTYPES = [torch.float32, torch.bfloat16]
+LOADED = [(name, torch.float32) for name in FAMILIES] + [(name, torch.bfloat16) for name in ("sd", "sd3")]
 
 
-@pytest.fixture(scope="module", params=[(n, d) for n in FAMILIES for d in DTYPES], ids=str)
+@pytest.fixture(scope="module", params=LOADED, ids=str)
 def denoiser(request: Any) -> Any:
     name, dtype = request.param
     made = from_pipeline(FAMILIES[name]().to(dtype))
@@ -44,3 +45,28 @@ def test_a_written_negative_is_that_negative(denoiser: Any) -> None:
     assert torch.equal(made, torch.stack([far[0], plain[1]]))
     assert float((far - plain).abs().max()) > 1e-3
     assert torch.equal(ours(denoiser, CFG(4.0), NegativePrompt(Identity(), 3)), plain)
+
+
+def bright(images: torch.Tensor, queries: Any) -> torch.Tensor:
+    return images.mean((1, 2, 3))
+
+
+bright.differentiable = True  # type: ignore[attr-defined]
+
+
+def test_streams_are_pushed_and_chosen_from(denoiser: Any) -> None:
+    """One image of each query, brighter than without, the same alone. Fails when the push goes down, or the
+    estimate is scored without guidance (evaluations would not double).
+    """
+    options: dict[str, Any] = {"solver": FlowSDE() if denoiser.flow else DDIM(1.0), "steps": 3}
+    plain, control = ours(denoiser, CFG(3.0), **options), UniCoDe(bright, 2, block=2, scale=0.1)
+    run = sample(denoiser, PROMPTS, seeds=SEEDS, controls=[CFG(3.0), control], **options)
+    assert (
+        run.images is not None and run.state.x.dtype == torch.float32 and run.state.queries == tuple(PROMPTS)
+    )
+    assert bool((bright(run.images, PROMPTS) > bright(plain, PROMPTS)).all())
+    assert run.ledger.evaluations == 2 * 2 * 2 * (3 + 2 + 1) and run.ledger.backwards == 0
+    if denoiser.dtype == torch.float32:
+        alone = sample(denoiser, PROMPTS[1:], seeds=SEEDS[1:], controls=[CFG(3.0), control], **options).images
+        assert alone is not None
+        assert torch.allclose(alone[0], run.images[1], atol=1e-3)

@@ -49,6 +49,7 @@ GIVEN = {  # method -> its settings and, where it needs one, a solver that draws
     "das": ("reward=preference,particles=2,strength=2", "ddim:eta=1"),
     "svdd": ("reward=oracle,candidates=2", "ddim:eta=1"),
     "demon": ("reward=oracle,candidates=2", "ddim:eta=1"),
+    "uni-code": ("reward=preference,streams=2,block=1", "ddim:eta=1"),
     "best-of": ("reward=oracle,of=2,prune=1:1", ""),
     "evolutionary": ("reward=oracle,population=2,elites=1,generations=1", ""),
     "reno": ("reward=preference,iterations=1", ""),

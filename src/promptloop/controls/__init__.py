@@ -1,5 +1,6 @@
 """Controls: what acts on the sampling loop, each through the five verbs of `promptloop.sample.Control`."""
 
+from promptloop.controls.blockwise import UniCoDe
 from promptloop.controls.candidates import SVDD, Demon
 from promptloop.controls.doob import DOIT
 from promptloop.controls.gradients import Ascent, LossGuidance, NoisyRewardGradient, RewardGradient
@@ -35,4 +36,5 @@ __all__ = [
     "SVDD",
     "Scheduled",
     "Streams",
+    "UniCoDe",
 ]

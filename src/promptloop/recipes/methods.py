@@ -62,6 +62,11 @@ METHODS: dict[str, Method] = {
     ),
     "svdd": Method("promptloop.controls.candidates:SVDD", f"{ANY}, {DRAWS}", "`candidates`, and 1"),
     "demon": Method("promptloop.controls.candidates:Demon", f"{ANY}, {DRAWS}", "`candidates`, and 1"),
+    "uni-code": Method(
+        "promptloop.controls.blockwise:UniCoDe",
+        f"{GRADIENT} (scale=0: {ANY}), {DRAWS}",
+        "`streams` x (1 + 1 / `every` + 1 / `block`)",
+    ),
     "best-of": Method("promptloop.controls.noise:BestOf", ANY, "`of`; fewer where pruned"),
     "zero-order": Method("promptloop.controls.search:zero_order", ANY, "1 + `rounds` x `neighbours`", DRIVER),
     "evolutionary": Method(
