@@ -1,4 +1,4 @@
-"""More guides on real classes, tiny and random: written negatives, streams, in float32 and bfloat16."""
+"""More guides on real classes, tiny and random: written negatives, streams, a learned h, in float32 and bfloat16."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import pytest
 import tiny
 import torch
 
-from promptloop.controls import CFG, NegativePrompt, UniCoDe
+from promptloop.controls import CFG, DoobMatching, NegativePrompt, UniCoDe
+from promptloop.controls.matching import matched
 from promptloop.denoisers import from_pipeline
 from promptloop.policies.fixed import Identity, Table
 from promptloop.sample import sample
@@ -70,3 +71,17 @@ def test_streams_are_pushed_and_chosen_from(denoiser: Any) -> None:
         alone = sample(denoiser, PROMPTS[1:], seeds=SEEDS[1:], controls=[CFG(3.0), control], **options).images
         assert alone is not None
         assert torch.allclose(alone[0], run.images[1], atol=1e-3)
+
+
+def test_a_log_h_is_fitted_to_two_prompts_and_guides(denoiser: Any) -> None:
+    """Latents whatever the dtype, prompts whatever their embedding; scale 0 is bitwise plain. Fails when the
+    network computes in the denoiser's bfloat16, or reads what CFG's doubled batch is told.
+    """
+    h = matched(denoiser, bright, PROMPTS * 4, seeds=range(8), steps=2, controls=[CFG(3.0)], strength=20.0,
+                rounds=5, batch=8, width=8)  # fmt: skip
+    assert h.settings["said"] > 0 and next(h.parameters()).dtype == torch.float32
+    plain = ours(denoiser, CFG(3.0))
+    assert torch.equal(ours(denoiser, CFG(3.0), DoobMatching(h, 0.0)), plain)
+    after = ours(denoiser, CFG(3.0), DoobMatching(h, 50.0, limit=0.5))
+    before = ours(denoiser, DoobMatching(h, 50.0, limit=0.5), CFG(3.0))
+    assert not torch.equal(after, plain) and not torch.equal(before, plain)

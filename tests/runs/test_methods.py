@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import promptloop
+from promptloop.controls.matching import LogH
 from promptloop.recipes import methods
 from promptloop.world import study
 
@@ -45,6 +46,7 @@ GIVEN = {  # method -> its settings and, where it needs one, a solver that draws
     "ascent": ("reward=preference,rate=0.05", ""),
     "recurrence": ("times=2", ""),
     "doit": ("reward=oracle,samples=2", ""),
+    "doob-matching": ("h=", ""),
     "fk": ("reward=oracle,particles=2,every=1", "ddim:eta=1"),
     "das": ("reward=preference,particles=2,strength=2", "ddim:eta=1"),
     "svdd": ("reward=oracle,candidates=2", "ddim:eta=1"),
@@ -83,6 +85,10 @@ def test_every_method_steers(
     monkeypatch.syspath_prepend(str(tmp_path))
     sys.modules.pop("noisy_reward", None)
     settings, solver = GIVEN[name]
+    if name == "doob-matching":
+        torch.manual_seed(0)
+        LogH(promptloop.load("mini-unet").latent_shape).save(tmp_path / "h")
+        settings += str(tmp_path / "h")
     made = run(
         f"{name}:{settings}",
         solver,

@@ -5,6 +5,7 @@ from promptloop.controls.candidates import SVDD, Demon
 from promptloop.controls.doob import DOIT
 from promptloop.controls.gradients import Ascent, LossGuidance, NoisyRewardGradient, RewardGradient
 from promptloop.controls.guidance import CFG, PromptGuidance
+from promptloop.controls.matching import DoobMatching
 from promptloop.controls.negative import NegativePrompt
 from promptloop.controls.noise import BestOf
 from promptloop.controls.particles import DAS, FK
@@ -22,6 +23,7 @@ __all__ = [
     "DAS",
     "DOIT",
     "Demon",
+    "DoobMatching",
     "FK",
     "LossGuidance",
     "NegativePrompt",

@@ -114,7 +114,7 @@ class PromptGuidance(Control):
 
     def start(self, state: State) -> State:
         strength("w", self.w, state)
-        return state.remember(**{QUERIES: _queries(state)})
+        return state.remember(**{QUERIES: queries_embedded(state)})
 
     def guide(self, denoise: Denoise, state: State) -> Denoise:
         w = strength("w", self.w, state)
@@ -123,7 +123,7 @@ class PromptGuidance(Control):
             return denoise
         queries = state.memory.get(QUERIES)
         if queries is None:  # rescore: another denoiser, or a run that had no such guidance
-            queries = _queries(state)
+            queries = queries_embedded(state)
 
         def guided(x: Tensor, level: Level, cond: Any) -> Tensor:
             if len(x) != len(state):
@@ -147,7 +147,7 @@ def negatives(state: State) -> tuple[str | None, ...]:
     return tuple(row[-1] if row else None for row in due)
 
 
-def _queries(state: State) -> Any:
+def queries_embedded(state: State) -> Any:
     """The queries' embeddings, each distinct one made once, one row per sample."""
     each = list(dict.fromkeys(state.queries))
     return state.run.denoiser.embed(each)[[each.index(query) for query in state.queries]]

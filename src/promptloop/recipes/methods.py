@@ -54,6 +54,7 @@ METHODS: dict[str, Method] = {
     "doit": Method(
         "promptloop.controls.doob:DOIT", f"{ANY}, {DRAWS}", "1 and a backward pass; `samples` rewards"
     ),
+    "doob-matching": Method("promptloop.controls.matching:DoobMatching", "a fitted log h", "1"),
     "fk": Method("promptloop.controls.particles:FK", f"{ANY}, {DRAWS}", "`particles`"),
     "das": Method(
         "promptloop.controls.particles:DAS",
