@@ -35,6 +35,7 @@ def Dark():
 """
 GIVEN = {  # method -> its settings and, where it needs one, a solver that draws
     "scheduled": ("prompts=0:a jade star+2:two jade stars", ""),
+    "weighted-tokens": ("prompt=two (jade:1.5) [stars:discs:0.4]", ""),
     "cfg": ("scale=2,window=0+0.5", ""),
     "negative-prompt": ("policy=noisy_reward:Dark,refinements=2", ""),
     "prompt-guidance": ("w=1.5", ""),

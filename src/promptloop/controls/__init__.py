@@ -14,6 +14,7 @@ from promptloop.controls.record import Record
 from promptloop.controls.recurrence import Recurrence
 from promptloop.controls.streams import Streams
 from promptloop.controls.tuned import RLG, Blend
+from promptloop.controls.weighted import WeightedTokens
 
 __all__ = [
     "Ascent",
@@ -39,4 +40,5 @@ __all__ = [
     "Scheduled",
     "Streams",
     "UniCoDe",
+    "WeightedTokens",
 ]

@@ -69,7 +69,7 @@ class LogH(nn.Module):
         )
 
     def forward(self, x: Tensor, alpha: Tensor, sigma: Tensor, said: Tensor) -> Tensor:
-        """[B] of latents x at x = alpha clean + sigma noise, alpha and sigma [B], and what is said [B, said]."""
+        """[B] of latents x = alpha clean + sigma noise, with alpha, sigma [B] and what is said [B, said]."""
         scale = torch.hypot(alpha, sigma)
         gain = alpha / scale**2  # the estimate for data of unit spread: at pure noise x says nothing
         seen = self.look(x * gain.view(-1, *[1] * (x.ndim - 1)))

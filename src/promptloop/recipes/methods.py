@@ -33,6 +33,9 @@ METHODS: dict[str, Method] = {
     "prompt-loop": Method("promptloop.controls.prompt:PromptLoop", "a policy", "1; the policy's tokens", OWN),
     "rewrite": Method("promptloop.controls.prompt:Rewrite", "a policy", "1; one answer", OWN),
     "scheduled": Method("promptloop.controls.prompt:Scheduled", "a prompt for each step", "1"),
+    "weighted-tokens": Method(
+        "promptloop.controls.weighted:WeightedTokens", "embeddings with places for words", "1"
+    ),
     "cfg": Method("promptloop.controls.guidance:CFG", "", "2 inside its window"),
     "negative-prompt": Method(
         "promptloop.controls.negative:NegativePrompt", "a policy, guidance", "1; the policy's tokens"
