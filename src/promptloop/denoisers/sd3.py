@@ -44,7 +44,8 @@ class SD3(FlowDenoiser):
 
     def readers(self) -> list[tuple[Any, int]]:
         """CLIP (both have the same tokens), then T5, or zeros in its place."""
-        return [(self.pipe.tokenizer, self.pipe.tokenizer_max_length), (self.pipe.tokenizer_3, self.t5_length)]
+        pipe = self.pipe
+        return [(pipe.tokenizer, pipe.tokenizer_max_length), (pipe.tokenizer_3, self.t5_length)]
 
     @property
     def hands_sigmas(self) -> bool:
