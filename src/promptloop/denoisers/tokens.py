@@ -43,7 +43,7 @@ def _row(denoiser: Any, text: str, weights: Sequence[float]) -> Tensor:
             continue
         if not tokenizer.is_fast:
             raise ValueError(f"{type(tokenizer).__name__} does not tell where its tokens stand in the text, "
-                             "so words cannot be weighed; load the backbone with a fast tokenizer")  # fmt: skip
+                             "so words cannot be weighed; load it with a fast tokenizer")  # fmt: skip
         read = tokenizer(told, padding="max_length", truncation=True, max_length=length, verbose=False,
                          return_offsets_mapping=True)  # fmt: skip
         row += [weights[end - 1] if end > start else 1.0 for start, end in read["offset_mapping"]]
