@@ -34,7 +34,7 @@ def slopes(h: LogH, level: Level, x: Tensor, said: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("step", [4, 10, 15])
 def test_the_gradient_is_that_of_the_closed_form(fitted: LogH, step: int) -> None:
-    """Where the tilted law is, within 15 % (measured 3 to 9). Fails when base samples are drawn for log h
+    """Where the tilted law is, within 15 % (measured 4 to 11). Fails when base samples are drawn for log h
     too (the slope is then 0), or the level that the network is told is another one than that of the noise.
     """
     level = COSINE[step]
