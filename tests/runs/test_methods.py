@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import promptloop
+from promptloop.controls.matching import LogH
 from promptloop.recipes import methods
 from promptloop.world import study
 
@@ -27,10 +28,16 @@ class Noisy:
         return x.mean(dim=(1, 2, 3))
 
 noisy = Noisy()
+
+def Dark():
+    from promptloop.policies.fixed import Template
+    return Template("a golden disc")
 """
 GIVEN = {  # method -> its settings and, where it needs one, a solver that draws
     "scheduled": ("prompts=0:a jade star+2:two jade stars", ""),
+    "weighted-tokens": ("prompt=two (jade:1.5) [stars:discs:0.4]", ""),
     "cfg": ("scale=2,window=0+0.5", ""),
+    "negative-prompt": ("policy=noisy_reward:Dark,refinements=2", ""),
     "prompt-guidance": ("w=1.5", ""),
     "rlg": (f"tuned={TUNED},w=1.6", ""),
     "blend": (f"tuned={TUNED},weights=1,strength=0.5", ""),
@@ -40,10 +47,12 @@ GIVEN = {  # method -> its settings and, where it needs one, a solver that draws
     "ascent": ("reward=preference,rate=0.05", ""),
     "recurrence": ("times=2", ""),
     "doit": ("reward=oracle,samples=2", ""),
+    "doob-matching": ("h=", ""),
     "fk": ("reward=oracle,particles=2,every=1", "ddim:eta=1"),
     "das": ("reward=preference,particles=2,strength=2", "ddim:eta=1"),
     "svdd": ("reward=oracle,candidates=2", "ddim:eta=1"),
     "demon": ("reward=oracle,candidates=2", "ddim:eta=1"),
+    "uni-code": ("reward=preference,streams=2,block=1", "ddim:eta=1"),
     "best-of": ("reward=oracle,of=2,prune=1:1", ""),
     "evolutionary": ("reward=oracle,population=2,elites=1,generations=1", ""),
     "reno": ("reward=preference,iterations=1", ""),
@@ -77,6 +86,10 @@ def test_every_method_steers(
     monkeypatch.syspath_prepend(str(tmp_path))
     sys.modules.pop("noisy_reward", None)
     settings, solver = GIVEN[name]
+    if name == "doob-matching":
+        torch.manual_seed(0)
+        LogH(promptloop.load("mini-unet").latent_shape).save(tmp_path / "h")
+        settings += str(tmp_path / "h")
     made = run(
         f"{name}:{settings}",
         solver,

@@ -1,9 +1,12 @@
 """Controls: what acts on the sampling loop, each through the five verbs of `promptloop.sample.Control`."""
 
+from promptloop.controls.blockwise import UniCoDe
 from promptloop.controls.candidates import SVDD, Demon
 from promptloop.controls.doob import DOIT
 from promptloop.controls.gradients import Ascent, LossGuidance, NoisyRewardGradient, RewardGradient
 from promptloop.controls.guidance import CFG, PromptGuidance
+from promptloop.controls.matching import DoobMatching
+from promptloop.controls.negative import NegativePrompt
 from promptloop.controls.noise import BestOf
 from promptloop.controls.particles import DAS, FK
 from promptloop.controls.prompt import PromptLoop, Rewrite, Scheduled
@@ -11,6 +14,7 @@ from promptloop.controls.record import Record
 from promptloop.controls.recurrence import Recurrence
 from promptloop.controls.streams import Streams
 from promptloop.controls.tuned import RLG, Blend
+from promptloop.controls.weighted import WeightedTokens
 
 __all__ = [
     "Ascent",
@@ -20,8 +24,10 @@ __all__ = [
     "DAS",
     "DOIT",
     "Demon",
+    "DoobMatching",
     "FK",
     "LossGuidance",
+    "NegativePrompt",
     "NoisyRewardGradient",
     "PromptGuidance",
     "PromptLoop",
@@ -33,4 +39,6 @@ __all__ = [
     "SVDD",
     "Scheduled",
     "Streams",
+    "UniCoDe",
+    "WeightedTokens",
 ]

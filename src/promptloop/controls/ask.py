@@ -54,9 +54,10 @@ def ask(
     steps: Sequence[int] | None = None,
     *,
     number: int | None = None,
+    negative: bool = False,
 ) -> list[Draft]:
     """The drafts for the samples `rows`; see `asked`."""
-    question = asked(policy, state, rows, steps, number=number)
+    question = asked(policy, state, rows, steps, number=number, negative=negative)
     return question.checked(question.write())
 
 
@@ -67,12 +68,14 @@ def asked(
     steps: Sequence[int] | None = None,
     *,
     number: int | None = None,
+    negative: bool = False,
 ) -> Question:
     """What the policy is asked for the samples `rows`, with the estimate of the last executed step (if any).
 
     Each draft has its own seed, a function of the sample's seed and the step, or of the seed that `Streams`
     has for it. `steps` says at which steps the drafts are asked for (None: now), `number` which draft of its
-    sample each is, counted from 0 (None: the next).
+    sample each is, counted from 0 (None: the next). `negative`: the state's prompts are negative ones, and a
+    new one is wanted, drawn from the sample's seed alone.
     """
     denoiser = state.run.denoiser
     estimates: Sequence[Tensor | None] = [None] * len(rows)
@@ -85,10 +88,13 @@ def asked(
     drawn = [state.step] * len(rows) if steps is None else steps
     total = len(state.run.levels) - 1
     requests = [
-        Request(state.queries[i], state.prompts[i], estimate, step / total)
+        Request(state.queries[i], state.prompts[i], estimate, step / total, negative)
         for i, estimate, step in zip(rows, estimates, when, strict=True)
     ]
-    seeds = [draft_seed(state, i, step, number) for i, step in zip(rows, drawn, strict=True)]
+    if negative:
+        seeds = [state.generator(i, "negative").initial_seed() for i in rows]
+    else:
+        seeds = [draft_seed(state, i, step, number) for i, step in zip(rows, drawn, strict=True)]
     return Question(policy, requests, seeds, denoiser)
 
 

@@ -20,8 +20,9 @@ Pick = Literal["draw", "best", "all"]
 Value = Callable[[State], Tensor]  # [B]: what the reward of the finished image will be, as far as known
 
 
-def grouped(state: State, size: int, name: str) -> State:
-    """Every sample as a group of `size`: itself, then copies that start from noise of their own.
+def grouped(state: State, size: int, name: str, apart: bool = True) -> State:
+    """Every sample as a group of `size`: itself, then copies that start from noise of their own, or, where
+    not `apart`, from the sample's.
 
     memory["group"] [B] numbers the groups. Copy k's seed is a function of the sample's seed and k alone, so
     a larger group holds the smaller one.
@@ -33,7 +34,7 @@ def grouped(state: State, size: int, name: str) -> State:
     state = state.remember(group=torch.arange(len(state)))
     state = state.take([i for i in range(len(state)) for _ in range(size)])
     copies = torch.arange(len(state)) % size > 0
-    if bool(copies.any()):
+    if apart and bool(copies.any()):
         fresh = state.run.denoiser.noise(state.seeds[copies].tolist()).float()
         x = state.x.clone()
         x[copies.to(x.device)] = fresh.to(x) * state.run.solver.noise_scale(state.run.levels)

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
 import torch
 from torch import Tensor
 
+from promptloop.controls.plan import place
 from promptloop.controls.strength import Strength, check_strength, check_window, strength, within
 from promptloop.schedules import Level
 from promptloop.solvers import Denoise
 from promptloop.state import EMBEDDED, Control, State
 
 QUERIES = f"{EMBEDDED} queries"
+WRITTEN = "negatives"  # in memory: for each sample (place, negative prompt from there on), ...
+READ, CONDS = f"{EMBEDDED} written negatives", f"{EMBEDDED} written negatives' conds"
 
 
 @final
@@ -27,6 +31,7 @@ class CFG(Control):
     scale = 1 is the plain denoiser, without the second evaluation. negative None is no prompt at all, which
     for some backbones (SDXL) is not the empty one. Outside `window`, two fractions of the trajectory, there
     is no guidance (Kynkaanniemi et al., arXiv 2404.07724): a step is inside that begins there.
+    A control `NegativePrompt` in the same run writes the negative of each sample.
     """
 
     scale: float
@@ -55,7 +60,9 @@ class CFG(Control):
     def guide(self, denoise: Denoise, state: State) -> Denoise:
         if self.scale == 1 or not within(self.window, state):
             return denoise
-        negative = state.memory.get(self._key)
+        negative = self._written(state)
+        if negative is None:
+            negative = state.memory.get(self._key)
         if negative is None:  # rescore: another denoiser, or a run that had no guidance
             negative = self._embedded(state)
 
@@ -70,6 +77,23 @@ class CFG(Control):
         denoiser = state.run.denoiser
         row = denoiser.without() if self.negative is None else denoiser.embed([self.negative])
         return row[[0] * len(state)]
+
+    def _written(self, state: State) -> Any:
+        """The embeddings of what NegativePrompt has written, its own where nothing is; None: nowhere is."""
+        said = negatives(state)
+        if not any(text is not None for text in said):
+            return None
+        if state.memory.get(READ) == said:
+            return state.memory[CONDS]
+        return self.embedded(state, said)
+
+    def embedded(self, state: State, said: Sequence[str | None]) -> Any:
+        """One row of conditioning per sample: of the text, or of its own negative (None)."""
+        new = [text for text in dict.fromkeys(said) if text is not None]
+        own = state.memory.get(self._key)
+        rows = (self._embedded(state) if own is None else own)[[0]]
+        rows = rows.join([state.run.denoiser.embed(new)]) if new else rows
+        return rows[[0 if text is None else 1 + new.index(text) for text in said]]
 
     @property
     def _key(self) -> str:
@@ -99,7 +123,7 @@ class PromptGuidance(Control):
 
     def start(self, state: State) -> State:
         strength("w", self.w, state)
-        return state.remember(**{QUERIES: _queries(state)})
+        return state.remember(**{QUERIES: queries_embedded(state)})
 
     def guide(self, denoise: Denoise, state: State) -> Denoise:
         w = strength("w", self.w, state)
@@ -108,7 +132,7 @@ class PromptGuidance(Control):
             return denoise
         queries = state.memory.get(QUERIES)
         if queries is None:  # rescore: another denoiser, or a run that had no such guidance
-            queries = _queries(state)
+            queries = queries_embedded(state)
 
         def guided(x: Tensor, level: Level, cond: Any) -> Tensor:
             if len(x) != len(state):
@@ -123,7 +147,16 @@ class PromptGuidance(Control):
         return guided
 
 
-def _queries(state: State) -> Any:
+def negatives(state: State) -> tuple[str | None, ...]:
+    """The negative prompt written for each sample that is in force at the state's step; None: none is."""
+    if WRITTEN not in state.memory:
+        return (None,) * len(state)
+    here = place(state)
+    due = [[text for step, text in row if step <= here] for row in state.memory[WRITTEN]]
+    return tuple(row[-1] if row else None for row in due)
+
+
+def queries_embedded(state: State) -> Any:
     """The queries' embeddings, each distinct one made once, one row per sample."""
     each = list(dict.fromkeys(state.queries))
     return state.run.denoiser.embed(each)[[each.index(query) for query in state.queries]]

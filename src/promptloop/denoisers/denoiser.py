@@ -69,6 +69,20 @@ class Denoiser(ABC):
         """From now on `text_limit` is that of a pipeline called with `max_sequence_length=length`."""
         raise ValueError(f"{type(self).__name__} reads as many tokens as it reads; leave the length out")
 
+    def readers(self) -> list[tuple[Any, int]]:
+        """Who wrote the field "text" of `embed`: (tokenizer, tokens), one after the other along its length.
+
+        ValueError where a place in it is not a token of the prompt. A tokenizer None has read nothing.
+        """
+        raise ValueError(
+            f"{type(self).__name__} does not tell which numbers of its embedding belong to which word of the "
+            "prompt, so words cannot be weighed; use SD, SDXL, SD3, FLUX.1 or PixArt-Sigma"
+        )
+
+    def as_read(self, text: str) -> str:
+        """The text as its readers are given it."""
+        return text
+
     @property
     def scheduler(self) -> Any | None:
         """The diffusers scheduler the backbone came with, or None."""

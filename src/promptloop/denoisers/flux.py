@@ -58,6 +58,10 @@ class Flux(FlowDenoiser):
         )[0]
         return unpacked(tokens, height, width)
 
+    def readers(self) -> list[tuple[Any, int]]:
+        """T5; what CLIP says is one row for the whole prompt."""
+        return [(self.pipe.tokenizer_2, self.t5_length)]
+
     @property
     def hands_sigmas(self) -> bool:
         """Not to a scheduler that has flow sigmas of its own (UniPC, DPM-Solver)."""

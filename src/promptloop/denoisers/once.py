@@ -61,6 +61,12 @@ class Once(Denoiser):
     def text_limit(self) -> int:
         return self.denoiser.text_limit
 
+    def readers(self) -> list[tuple[Any, int]]:
+        return self.denoiser.readers()
+
+    def as_read(self, text: str) -> str:
+        return self.denoiser.as_read(text)
+
     def count_tokens(self, text: str) -> int:
         return self.denoiser.count_tokens(text)
 

@@ -46,6 +46,16 @@ class PixArtSigma(VPDenoiser):
         )[0]
         return predicted[:, : fed.shape[1]]
 
+    def readers(self) -> list[tuple[Any, int]]:
+        """T5."""
+        return [(self.pipe.tokenizer, self.t5_length)]
+
+    def as_read(self, text: str) -> str:
+        """The text cleaned: in lower case, web text tidied."""
+        with quiet("diffusers"):
+            (cleaned,) = self.pipe._text_preprocessing(text, clean_caption=True)
+        return str(cleaned)
+
     @property
     def text_limit(self) -> int:
         """Tokens of a prompt that T5 reads."""
@@ -53,6 +63,4 @@ class PixArtSigma(VPDenoiser):
 
     def count_tokens(self, text: str) -> int:
         """T5 tokens of `text`, cleaned."""
-        with quiet("diffusers"):
-            (cleaned,) = self.pipe._text_preprocessing(text, clean_caption=True)
-        return text_tokens(self.pipe.tokenizer, cleaned)
+        return text_tokens(self.pipe.tokenizer, self.as_read(text))

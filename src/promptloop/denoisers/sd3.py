@@ -42,6 +42,11 @@ class SD3(FlowDenoiser):
         text, pooled = cond.fields["text"].to(fed.dtype), cond.fields["pooled"].to(fed.dtype)
         return self.network(fed, text, pooled, t, return_dict=False)[0]
 
+    def readers(self) -> list[tuple[Any, int]]:
+        """CLIP (both have the same tokens), then T5, or zeros in its place."""
+        pipe = self.pipe
+        return [(pipe.tokenizer, pipe.tokenizer_max_length), (pipe.tokenizer_3, self.t5_length)]
+
     @property
     def hands_sigmas(self) -> bool:
         return False

@@ -18,6 +18,10 @@ class UNetDenoiser(VPDenoiser):
                 "this UNet wants a guidance scale as input (time_cond_proj_dim), which is not supported"
             )
 
+    def readers(self) -> list[tuple[Any, int]]:
+        """CLIP; SDXL's second one has the same tokens in the same places."""
+        return [(self.pipe.tokenizer, self.pipe.tokenizer.model_max_length)]
+
     @property
     def text_limit(self) -> int:
         """Tokens of a prompt that CLIP reads (75 for the published weights)."""

@@ -20,13 +20,15 @@ class Request:
 
     `query` is what the user wants, `prompt` the prompt in force. `estimate` [3, H, W] in [0, 1] is the
     denoised estimate, None where there is none (the first step, open loop). `progress` in [0, 1] is the part
-    of the trajectory already executed.
+    of the trajectory already executed. `negative`: what is wanted is a negative prompt, what the picture
+    shall not show, and `prompt` is the one in force ("" where there is none).
     """
 
     query: str
     prompt: str
     estimate: Tensor | None = None
     progress: float = 0.0
+    negative: bool = False
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.progress <= 1.0:

@@ -17,6 +17,11 @@ SYSTEM = (
     "Reply with one short line: the prompt that best leads the picture to what is wanted, or keep."
 )
 USER = "Wanted: {query}\nPrompt now: {prompt}\nDone: {percent}%\nNew prompt:"
+NEGATIVE_SYSTEM = (
+    "You write negative prompts for an image generator: what the picture must not show. "
+    "Reply with one short line: what to keep out of the picture so that it shows what is wanted, or keep."
+)
+NEGATIVE_USER = "Wanted: {query}\nNegative prompt now: {prompt}\nDone: {percent}%\nNew negative prompt:"
 THOUGHTS = re.compile(r"\s*<think>.*?</think>", re.DOTALL)  # what a model says to itself first
 KEEP = "keep"  # the answer that leaves the prompt in force: two tokens instead of a whole prompt
 
@@ -31,10 +36,11 @@ def messages(request: Request) -> list[dict[str, Any]]:
 
     The image is a placeholder; the pixels (`request.estimate`) go to the processor beside the text.
     """
-    text = USER.format(query=request.query, prompt=request.prompt, percent=percent(request))
+    system, user = (NEGATIVE_SYSTEM, NEGATIVE_USER) if request.negative else (SYSTEM, USER)
+    text = user.format(query=request.query, prompt=request.prompt, percent=percent(request))
     picture = [] if request.estimate is None else [{"type": "image"}]
     return [
-        {"role": "system", "content": [{"type": "text", "text": SYSTEM}]},
+        {"role": "system", "content": [{"type": "text", "text": system}]},
         {"role": "user", "content": [*picture, {"type": "text", "text": text}]},
     ]
 

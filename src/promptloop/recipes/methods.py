@@ -33,7 +33,13 @@ METHODS: dict[str, Method] = {
     "prompt-loop": Method("promptloop.controls.prompt:PromptLoop", "a policy", "1; the policy's tokens", OWN),
     "rewrite": Method("promptloop.controls.prompt:Rewrite", "a policy", "1; one answer", OWN),
     "scheduled": Method("promptloop.controls.prompt:Scheduled", "a prompt for each step", "1"),
+    "weighted-tokens": Method(
+        "promptloop.controls.weighted:WeightedTokens", "embeddings with places for words", "1"
+    ),
     "cfg": Method("promptloop.controls.guidance:CFG", "", "2 inside its window"),
+    "negative-prompt": Method(
+        "promptloop.controls.negative:NegativePrompt", "a policy, guidance", "1; the policy's tokens"
+    ),
     "prompt-guidance": Method("promptloop.controls.guidance:PromptGuidance", "a policy", "2"),
     "rlg": Method("promptloop.controls.tuned:RLG", "a LoRA or a second backbone", "2; 1 at w 0 and 1"),
     "blend": Method("promptloop.controls.tuned:Blend", "LoRAs or backbones", "1 a model; steps=draw: 1"),
@@ -51,6 +57,7 @@ METHODS: dict[str, Method] = {
     "doit": Method(
         "promptloop.controls.doob:DOIT", f"{ANY}, {DRAWS}", "1 and a backward pass; `samples` rewards"
     ),
+    "doob-matching": Method("promptloop.controls.matching:DoobMatching", "a fitted log h", "1"),
     "fk": Method("promptloop.controls.particles:FK", f"{ANY}, {DRAWS}", "`particles`"),
     "das": Method(
         "promptloop.controls.particles:DAS",
@@ -59,6 +66,11 @@ METHODS: dict[str, Method] = {
     ),
     "svdd": Method("promptloop.controls.candidates:SVDD", f"{ANY}, {DRAWS}", "`candidates`, and 1"),
     "demon": Method("promptloop.controls.candidates:Demon", f"{ANY}, {DRAWS}", "`candidates`, and 1"),
+    "uni-code": Method(
+        "promptloop.controls.blockwise:UniCoDe",
+        f"{GRADIENT} (scale=0: {ANY}), {DRAWS}",
+        "`streams` x (1 + 1 / `every` + 1 / `block`)",
+    ),
     "best-of": Method("promptloop.controls.noise:BestOf", ANY, "`of`; fewer where pruned"),
     "zero-order": Method("promptloop.controls.search:zero_order", ANY, "1 + `rounds` x `neighbours`", DRIVER),
     "evolutionary": Method(

@@ -25,6 +25,8 @@ SOLVERS = {"ddim": DDIM, "euler": Euler, "heun": Heun, "flow-sde": FlowSDE, "dan
            "cps": CPS, "lcm": LCM}  # fmt: skip
 MODELS = ("tuned",)  # settings that are LoRAs or backbones
 REWARDS = ("reward", "value")  # and rewards
+POLICIES = ("policy",)  # and who writes prompts
+LEARNED = ("h",)  # and networks in a folder
 NUMBERS = ("w", "scale", "rate", "strength", "weights")  # one number, or one for each step (or model)
 
 
@@ -90,7 +92,7 @@ def check(specs: Sequence[str], solver: str) -> None:
     names = [parsed(spec)[0] for spec in specs]
     for spec in specs:
         name, given = parsed(spec)
-        plain = {k: v for k, v in given.items() if k not in (*MODELS, *REWARDS)}
+        plain = {k: v for k, v in given.items() if k not in (*MODELS, *REWARDS, *POLICIES, *LEARNED)}
         values(name, plain, {}, "cpu")
     for alone in ([n for n in names if is_driver(n)], [n for n in names if n == "recurrence"]):
         if len(alone) > 1:
@@ -158,6 +160,12 @@ def value(
     """One setting from its text."""
     if key in REWARDS:
         return None if text == "none" else reward_named(text, device)
+    if key in LEARNED:
+        from promptloop.controls.matching import LogH
+
+        return LogH.load(text).to(device).requires_grad_(False)
+    if key in POLICIES:
+        return parts.load_policy(text, device=torch.device(device), dtype=denoiser.dtype)
     if key in MODELS:
         models = [tuned_named(one, named, device, denoiser) for one in text.split("+")]
         return models if get_origin(hint) is Sequence else models[0]
