@@ -101,7 +101,11 @@ def test_beside_a_prompt_loop_and_particles_and_alone() -> None:
     assert torch.allclose(parted.x, whole.x, atol=1e-5)
 
 
-@pytest.mark.parametrize("controls", [[], [CFG(1.0)], [CFG(2.0), CFG(3.0)]], ids=["none", "idle", "two"])
+@pytest.mark.parametrize(
+    "controls",
+    [[], [CFG(1.0)], [CFG(2.0, window=(0.0, 0.5)), CFG(3.0, window=(0.5, 1.0))]],
+    ids=["none", "idle", "two"],
+)
 def test_without_guidance_to_act_through_it_is_refused(controls: list[Any]) -> None:
     with pytest.raises(ValueError, match="acts through one CFG"):
         run(*controls, NegativePrompt(Identity()))

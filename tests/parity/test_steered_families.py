@@ -17,6 +17,7 @@ import torch
 from runs.test_methods import GIVEN, TUNED
 
 from promptloop.controls.guidance import CFG
+from promptloop.controls.matching import LogH
 from promptloop.denoisers import load
 from promptloop.recipes.methods import METHODS, OWN, is_driver
 from promptloop.recipes.steering import steering
@@ -27,8 +28,13 @@ FAMILIES: dict[str, tuple[Callable[[], Any], str, int | None]] = {  # a solver t
     "flux": (tiny_more.flux, "flow-sde", 64),
 }
 PROMPTS, SEEDS = ["a red circle"], [3]
-REWARD, NOISY = "parity.test_guides:middle", "parity.test_guides:noisy"
-SAME = ("best-of", "fk", "svdd", "prompt-guidance", "scheduled")  # may keep what the plain run makes
+NAMES = {  # of the embedded models' settings -> of these
+    **dict.fromkeys(("oracle", "preference"), "parity.test_guides:middle"),
+    "noisy_reward:noisy": "parity.test_guides:noisy",
+    "noisy_reward:Dark": "promptloop.policies:Identity",
+    TUNED: "one",
+}
+SAME = ("best-of", "fk", "svdd", "prompt-guidance", "negative-prompt", "scheduled")  # may keep the first
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -66,13 +72,11 @@ def test_every_method_runs(folder: tuple[Path, str, int | None], dtype: torch.dt
             if method.given == OWN:
                 continue
             settings, solver = GIVEN[name][0], draws if "solver" in method.needs else ""
-            for old, new in (
-                ("oracle", REWARD),
-                ("preference", REWARD),
-                ("noisy_reward:noisy", NOISY),
-                (TUNED, "one"),
-            ):
+            for old, new in NAMES.items():
                 settings = settings.replace(f"={old}", f"={new}")
+            if settings == "h=":
+                LogH(denoiser.latent_shape).save(where / "h")
+                settings += str(where / "h")
             made = steering([f"{name}:{settings}"], solver, denoiser, "cpu")
             controls = made.controls if made.guides else (CFG(2.0), *made.controls)
             run = made.sample(denoiser, PROMPTS, controls=controls, **options)
