@@ -183,8 +183,8 @@ def test_the_tables_of_the_docs_come_from_the_committed_rows(study: str) -> None
     docs = Path(__file__).parents[2] / "docs"
     files = {file.stem: file for file in (docs / "results" / study).glob("*.json")}
     arms = compared.ARMS[study]()
-    rows = {key: json.loads(files[key].read_text()) for key in arms if key in files}
-    assert rows and set(files) <= set(arms)
+    assert set(files) == set(arms)
+    rows = {key: json.loads(files[key].read_text()) for key in arms}
     for key, kept in rows.items():
         assert tuple(kept["settings"]["controls"]) == tuple(
             spec.replace(str(Path(TUNED).parent), "studies") for spec in arms[key].controls
