@@ -2,6 +2,7 @@
 
 from promptloop.controls.candidates import SVDD, Demon
 from promptloop.controls.doob import DOIT
+from promptloop.controls.golden import GoldenNoise
 from promptloop.controls.gradients import Ascent, LossGuidance, NoisyRewardGradient, RewardGradient
 from promptloop.controls.guidance import CFG, PromptGuidance
 from promptloop.controls.noise import BestOf
@@ -10,6 +11,7 @@ from promptloop.controls.prompt import PromptLoop, Rewrite, Scheduled
 from promptloop.controls.record import Record
 from promptloop.controls.recurrence import Recurrence
 from promptloop.controls.streams import Streams
+from promptloop.controls.ttsnap import TTSnap
 from promptloop.controls.tuned import RLG, Blend
 
 __all__ = [
@@ -21,6 +23,7 @@ __all__ = [
     "DOIT",
     "Demon",
     "FK",
+    "GoldenNoise",
     "LossGuidance",
     "NoisyRewardGradient",
     "PromptGuidance",
@@ -33,4 +36,5 @@ __all__ = [
     "SVDD",
     "Scheduled",
     "Streams",
+    "TTSnap",
 ]
