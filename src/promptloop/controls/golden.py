@@ -13,7 +13,7 @@ from torch import Tensor
 from promptloop.controls.guidance import CFG
 from promptloop.sample import Control, Run, State, advance, answers, begin, embed
 from promptloop.schedules import asked_for
-from promptloop.solvers import DDIM
+from promptloop.solvers import DDIM, Euler
 
 Network = Callable[[Tensor, Tensor], Tensor]  # noise [B, ...], embedded prompts [B, ...] -> noise
 
@@ -82,4 +82,5 @@ def renoised(
     start = begin(down, prompts, seeds, noise)
     state = advance(down.controls[0].start(start), grid[1])
     state = up.controls[0].start(replace(state, run=up))
-    return DDIM()(answers(state), state, grid[0]).mean / DDIM().noise_scale(grid)
+    back_up = Euler()(answers(state), state, grid[0])  # DDIM's own step, finite also up to pure noise
+    return back_up.mean / DDIM().noise_scale(grid)

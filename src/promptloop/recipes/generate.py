@@ -177,7 +177,7 @@ def run(job: Job, backbone: Part, policy: Part | None, watch: Stopwatch, tell: P
     """The job on loaded parts, nothing written."""
     denoiser: Denoiser = backbone.value
     with watch("load"):
-        steered = steering(job.control, job.solver, denoiser, job.device)
+        steered = steering(job.control, job.solver, denoiser, denoiser.device)
     solver = steered.solver or default_solver(denoiser)
     steps = job.refined_of(len(levels_of(job, denoiser, solver)) - 1)
     looped: list[Control] = []
