@@ -92,6 +92,7 @@ def test_it_costs_what_it_says() -> None:
         if of > 1:
             assert ledger.evaluations == 4 * 2 * cost(STEPS, of, KEEP)
             assert ledger.rewards == 4 * cost(STEPS, of, KEEP, step=0.0, score=1.0)
+    assert cost(STEPS, 11, KEEP) == 11 * 1 + 6 * 2 + 3 * 2 + 1 * 3  # 5.5 is rounded up, to the even number
     sheet = {2: 0.4, 6: 0.4, 11: 0.5}
     given = {"step": 9.9, "score": 1.2}
     assert TTSnap(sum_of).keep == sheet

@@ -113,7 +113,7 @@ def test_weights_come_back_and_the_released_layout_is_read(tmp_path: Path) -> No
 
 
 def test_what_is_missing_or_left_over_is_named(tmp_path: Path) -> None:
-    """Fails when weights are loaded with strict=False."""
+    """Fails when names that are missing, or left over, are not compared with the network's."""
     state = released(network(), False)
     lacks, over, odd = ({k: dict(v) if isinstance(v, dict) else v for k, v in state.items()} for _ in "abc")
     del lacks["unet_svd"]["mlp2.0.bias"]
