@@ -49,7 +49,8 @@ def trajectories(
         first = 10**6 if "train" in file.name else 0
         rows, gold = [], []
         for k in range(0, len(prompts), BATCH):
-            part, shown = prompts[k : k + BATCH], []
+            part = prompts[k : k + BATCH]
+            shown: list[Tensor] = []
 
             def look(state: State, shown: list[Tensor] = shown) -> None:
                 if state.step in LEVELS and state.transition is not None:

@@ -69,9 +69,10 @@ class Spectrum(nn.Module):
         self.mlp2 = nn.Sequential(nn.Linear(size, shape.hidden), nn.ReLU(), nn.Linear(shape.hidden, size))
         self.mlp3 = nn.Sequential(nn.Linear(size, size))
         self.attention = Attention(size)
-        self.mlp4 = nn.Sequential(nn.Linear(size, shape.wide), nn.ReLU(), nn.Linear(shape.wide, size))
-        nn.init.zeros_(self.mlp4[2].weight)
-        nn.init.zeros_(self.mlp4[2].bias)
+        last = nn.Linear(shape.wide, size)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        self.mlp4 = nn.Sequential(nn.Linear(size, shape.wide), nn.ReLU(), last)
 
     def forward(self, noise: Tensor) -> Tensor:
         batch, _, side, _ = noise.shape

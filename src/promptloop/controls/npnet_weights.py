@@ -57,8 +57,8 @@ def load(where: str | Path, *, device: str | torch.device = "cpu") -> NPNet:
     place = Path(where).expanduser()
     if (place / CONFIG).is_file():
         said = json.loads((place / CONFIG).read_text(encoding="utf-8"))
-        shape = Shape(**{name: tuple(v) if isinstance(v, list) else v for name, v in said.items()})
-        made = filled(NPNet(shape), tensors_in(place / FILE), str(place))
+        sizes: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in said.items()}
+        made = filled(NPNet(Shape(**sizes)), tensors_in(place / FILE), str(place))
     elif place.is_file():
         made = from_release(tensors_in(place), str(place))
     else:
