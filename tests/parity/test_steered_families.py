@@ -32,9 +32,28 @@ NAMES = {  # of the embedded models' settings -> of these
     **dict.fromkeys(("oracle", "preference"), "parity.test_guides:middle"),
     "noisy_reward:noisy": "parity.test_guides:noisy",
     "noisy_reward:Dark": "promptloop.policies:Identity",
+    "noisy_reward:early": "parity.test_steered_families:early",
+    "NPNET": "parity.test_steered_families:other",
     TUNED: "one",
 }
-SAME = ("best-of", "fk", "svdd", "prompt-guidance", "negative-prompt", "scheduled")  # may keep the first
+SAME = (
+    "best-of",
+    "fk",
+    "svdd",
+    "prompt-guidance",
+    "negative-prompt",
+    "scheduled",
+    "ttsnap",
+)  # may keep the first
+
+
+def early(images: torch.Tensor, queries: Any, level: Any) -> torch.Tensor:
+    return level.share * images.mean((1, 2, 3))
+
+
+def other(noise: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+    """Another noise, which the prompt has a part in."""
+    return noise.flip(-1) + 0.01 * text.float().mean()
 
 
 @pytest.fixture(scope="module", params=FAMILIES)

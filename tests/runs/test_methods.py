@@ -13,6 +13,8 @@ import torch
 
 import promptloop
 from promptloop.controls.matching import LogH
+from promptloop.controls.npnet import NPNet, Shape
+from promptloop.controls.npnet_weights import save
 from promptloop.recipes import methods
 from promptloop.world import study
 
@@ -32,6 +34,9 @@ noisy = Noisy()
 def Dark():
     from promptloop.policies.fixed import Template
     return Template("a golden disc")
+
+def early(images, queries, level):
+    return level.share * images.mean(dim=(1, 2, 3))
 """
 GIVEN = {  # method -> its settings and, where it needs one, a solver that draws
     "scheduled": ("prompts=0:a jade star+2:two jade stars", ""),
@@ -54,6 +59,8 @@ GIVEN = {  # method -> its settings and, where it needs one, a solver that draws
     "demon": ("reward=oracle,candidates=2", "ddim:eta=1"),
     "uni-code": ("reward=preference,streams=2,block=1", "ddim:eta=1"),
     "best-of": ("reward=oracle,of=2,prune=1:1", ""),
+    "ttsnap": ("reward=oracle,early=noisy_reward:early,of=3,keep=1:0.4", ""),
+    "golden-noise": ("network=NPNET", ""),
     "evolutionary": ("reward=oracle,population=2,elites=1,generations=1", ""),
     "reno": ("reward=preference,iterations=1", ""),
     "carinox": ("reward=preference,starts=2,kept=1,iterations=1,apart=false", ""),
@@ -90,22 +97,32 @@ def test_every_method_steers(
         torch.manual_seed(0)
         LogH(promptloop.load("mini-unet").latent_shape).save(tmp_path / "h")
         settings += str(tmp_path / "h")
+    if name == "golden-noise":
+        shape = Shape(side=16, text=20 * 128, image=8, patch=2, width=8, depths=(1,), heads=(1,), window=4)
+        net = NPNet(shape)
+        net.alpha.data.fill_(1.0)
+        save(net, tmp_path / "npnet")
     made = run(
-        f"{name}:{settings}",
+        f"{name}:{settings.replace('NPNET', str(tmp_path / 'npnet'))}",
         solver,
         policy="promptloop.policies:Identity" if name == "prompt-guidance" else "none",
     )
     assert made.images.isfinite().all()
-    chooses = name in ("best-of", "prompt-guidance", "fk") or methods.is_driver(name)
+    chooses = name in ("best-of", "ttsnap", "prompt-guidance", "fk") or methods.is_driver(name)
     assert chooses or not torch.equal(made.images, plain[solver])
     cost = made.trace["cost"]
-    assert cost["evaluations"] >= (4 if name == "cfg" else 6)
+    assert cost["evaluations"] >= (3 if name == "golden-noise" else 4 if name == "cfg" else 6)
     assert (cost["rewards"] > 0) == ("reward=" in settings)
 
 
 def test_identities_on_the_command_line(plain: dict[str, torch.Tensor]) -> None:
     """Bitwise the plain run: a LoRA of weight 0, one particle, one candidate, one noise, no round."""
-    for spec in (f"rlg:tuned={TUNED},w=0", "best-of:reward=oracle,of=1", "zero-order:reward=oracle,rounds=0"):
+    for spec in (
+        f"rlg:tuned={TUNED},w=0",
+        "best-of:reward=oracle,of=1",
+        "ttsnap:reward=oracle,of=1,keep=1:1",
+        "zero-order:reward=oracle,rounds=0",
+    ):
         assert torch.equal(run(spec).images, plain[""]), spec
     for spec in ("fk:reward=oracle,particles=1", "svdd:reward=oracle,candidates=1"):
         assert torch.equal(run(spec, "ddim:eta=1").images, plain["ddim:eta=1"]), spec

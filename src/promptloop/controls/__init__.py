@@ -3,6 +3,7 @@
 from promptloop.controls.blockwise import UniCoDe
 from promptloop.controls.candidates import SVDD, Demon
 from promptloop.controls.doob import DOIT
+from promptloop.controls.golden import GoldenNoise
 from promptloop.controls.gradients import Ascent, LossGuidance, NoisyRewardGradient, RewardGradient
 from promptloop.controls.guidance import CFG, PromptGuidance
 from promptloop.controls.matching import DoobMatching
@@ -13,6 +14,7 @@ from promptloop.controls.prompt import PromptLoop, Rewrite, Scheduled
 from promptloop.controls.record import Record
 from promptloop.controls.recurrence import Recurrence
 from promptloop.controls.streams import Streams
+from promptloop.controls.ttsnap import TTSnap
 from promptloop.controls.tuned import RLG, Blend
 from promptloop.controls.weighted import WeightedTokens
 
@@ -26,6 +28,7 @@ __all__ = [
     "Demon",
     "DoobMatching",
     "FK",
+    "GoldenNoise",
     "LossGuidance",
     "NegativePrompt",
     "NoisyRewardGradient",
@@ -39,6 +42,7 @@ __all__ = [
     "SVDD",
     "Scheduled",
     "Streams",
+    "TTSnap",
     "UniCoDe",
     "WeightedTokens",
 ]

@@ -72,6 +72,8 @@ METHODS: dict[str, Method] = {
         "`streams` x (1 + 1 / `every` + 1 / `block`)",
     ),
     "best-of": Method("promptloop.controls.noise:BestOf", ANY, "`of`; fewer where pruned"),
+    "ttsnap": Method("promptloop.controls.ttsnap:TTSnap", ANY, "`of`, fewer after each step of `keep`"),
+    "golden-noise": Method("promptloop.controls.golden:GoldenNoise", "a network trained for it", "1"),
     "zero-order": Method("promptloop.controls.search:zero_order", ANY, "1 + `rounds` x `neighbours`", DRIVER),
     "evolutionary": Method(
         "promptloop.controls.search:evolutionary",

@@ -1,4 +1,4 @@
-"""From a name to a reward."""
+"""From a name to a reward, of images or of estimates, and to a network of golden noise."""
 
 from __future__ import annotations
 
@@ -33,15 +33,46 @@ def reward_named(name: str, device: str | torch.device = "cpu") -> Any:
     if known is not None and ":" not in name:
         return imported(known.made, "reward")()
     if DOTTED.fullmatch(name) and not mistyped(kind):
-        made = imported(name, "reward")
-        made = made() if isinstance(made, type) else made
-        if not callable(made):
-            raise ValueError(
-                f"reward {name!r} is a {type(made).__name__}; it must be callable: (images, queries)"
-            )
-        return made
+        return own(name, "reward", "(images, queries)")
     names = [*KNOWN, *(f"{learned}:{where}" for learned in LEARNED if where)]
     raise ValueError(f"no reward {name!r}; {nearest(name, names)} (or your own package.module:name)")
+
+
+def early_reward_named(name: str, device: str | torch.device = "cpu") -> Any:
+    """A reward of estimates that is told their level (controls.ttsnap.EarlyReward): the folder of a distilled
+    one, the user's own ("module:name"), or None for "none".
+    """
+    if DOTTED.fullmatch(name):
+        return own(name, "early", "(images, queries, level)")
+    from promptloop.world.early_judge import EarlyJudge
+
+    return None if name == "none" else EarlyJudge.load(name)
+
+
+def golden_noise_named(name: str, device: str | torch.device = "cpu") -> Any:
+    """A network of golden noise: a folder, a released .pth file, or the user's own ("module:name")."""
+    if DOTTED.fullmatch(name):
+        return own(name, "network", "(noise, text)")
+    from promptloop.controls.npnet_weights import load
+
+    return load(name, device=device)
+
+
+def log_h_named(name: str, device: str | torch.device = "cpu") -> Any:
+    """The folder of a log h, or the user's own ("module:name", that makes a LogH)."""
+    from promptloop.controls.matching import LogH
+
+    made = imported(name, "h")() if DOTTED.fullmatch(name) else LogH.load(name)
+    return made.to(device).requires_grad_(False)
+
+
+def own(name: str, role: str, called: str) -> Any:
+    """What "module:name" stands for, or an instance of it; ValueError where it cannot be called."""
+    made = imported(name, role)
+    made = made() if isinstance(made, type) else made
+    if not callable(made):
+        raise ValueError(f"{role} {name!r} is a {type(made).__name__}; it must be callable: {called}")
+    return made
 
 
 def weighted(said: str, device: str | torch.device) -> Weighted:

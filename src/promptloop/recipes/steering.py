@@ -17,7 +17,7 @@ from promptloop.names import LORA_CONFIG, one_of
 from promptloop.recipes import parts
 from promptloop.recipes.methods import METHODS, OWN, is_driver, makers, method_named, settings_of
 from promptloop.recipes.reading import read_as
-from promptloop.recipes.rewards import reward_named
+from promptloop.recipes.rewards import early_reward_named, golden_noise_named, log_h_named, reward_named
 from promptloop.sample import Control, Sample, Solver, sample
 from promptloop.solvers import CPS, DDIM, LCM, DanceSDE, Euler, FlowSDE, Heun, Scheduler
 
@@ -26,7 +26,12 @@ SOLVERS = {"ddim": DDIM, "euler": Euler, "heun": Heun, "flow-sde": FlowSDE, "dan
 MODELS = ("tuned",)  # settings that are LoRAs or backbones
 REWARDS = ("reward", "value")  # and rewards
 POLICIES = ("policy",)  # and who writes prompts
-LEARNED = ("h",)  # and networks in a folder
+READ = {
+    "early": early_reward_named,
+    "network": golden_noise_named,
+    "h": log_h_named,
+}  # and what else is read from files
+STEPPED = {"prompts": str, "prune": int, "keep": float}  # step:value
 NUMBERS = ("w", "scale", "rate", "strength", "weights")  # one number, or one for each step (or model)
 
 
@@ -92,7 +97,7 @@ def check(specs: Sequence[str], solver: str) -> None:
     names = [parsed(spec)[0] for spec in specs]
     for spec in specs:
         name, given = parsed(spec)
-        plain = {k: v for k, v in given.items() if k not in (*MODELS, *REWARDS, *POLICIES, *LEARNED)}
+        plain = {k: v for k, v in given.items() if k not in (*MODELS, *REWARDS, *POLICIES, *READ)}
         values(name, plain, {}, "cpu")
     for alone in ([n for n in names if is_driver(n)], [n for n in names if n == "recurrence"]):
         if len(alone) > 1:
@@ -160,18 +165,16 @@ def value(
     """One setting from its text."""
     if key in REWARDS:
         return None if text == "none" else reward_named(text, device)
-    if key in LEARNED:
-        from promptloop.controls.matching import LogH
-
-        return LogH.load(text).to(device).requires_grad_(False)
     if key in POLICIES:
         return parts.load_policy(text, device=torch.device(device), dtype=denoiser.dtype)
     if key in MODELS:
         models = [tuned_named(one, named, device, denoiser) for one in text.split("+")]
         return models if get_origin(hint) is Sequence else models[0]
-    if key in ("prune", "prompts"):  # step:number, or step:prompt
+    if key in READ:
+        return READ[key](text, device)
+    if key in STEPPED:
         rows = [pair.partition(":") for pair in text.split("+")]
-        return {read_as(int, k, what): read_as(int if key == "prune" else str, v, what) for k, _, v in rows}
+        return {read_as(int, k, what): read_as(STEPPED[key], v, what) for k, _, v in rows}
     if key in NUMBERS:
         numbers = [read_as(float, one, what) for one in text.split("+")]
         return numbers[0] if len(numbers) == 1 and key != "weights" else numbers

@@ -1,0 +1,106 @@
+"""TTSnap: best of many noises, most of which are dropped early, by a reward that knows how noisy it looks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, final
+
+from torch import Tensor
+
+from promptloop.controls.groups import (
+    at_end,
+    check_number,
+    final_reward,
+    grouped,
+    members,
+    reward_of_estimate,
+)
+from promptloop.controls.noise import best
+from promptloop.controls.plan import place
+from promptloop.rewards.contract import Reward
+from promptloop.sample import Control, State
+from promptloop.schedules import Level
+
+
+class EarlyReward(Protocol):
+    """Decoded estimates [B, 3, H, W] made at a level, and the user's queries, to [B]: what the reward of the
+    finished image will be. Within a group it is the order that counts.
+    """
+
+    def __call__(self, images: Tensor, queries: Sequence[str], level: Level) -> Tensor: ...
+
+
+@final
+@dataclass(frozen=True)
+class TTSnap(Control):
+    """TTSnap (Yu et al., arXiv 2511.22242): best of N, pruned on the way by a noise-aware reward.
+
+    Every sample is drawn from `of` noises. `keep`: step -> the share of a group that goes on after it (its
+    number rounded, at least 1), by `early`, which is told the level of the estimate; None: by the reward
+    itself, as if the estimate were the image. At the end the image of highest reward stays;
+    memory["reward"] [B] has it. The defaults are the paper's for 20 steps.
+
+    A search; the rewards are black boxes. A solver that draws makes estimates that belong less to their
+    image. Costs (`cost`) fewer denoiser evaluations than `of` runs, and a decode and a reward for each noise
+    that is left at each pruning and at the end. of=1 is the identity; shares of 1 are BestOf.
+    """
+
+    reward: Reward
+    early: EarlyReward | None = None
+    of: int = 10
+    keep: Mapping[int, float] = field(default_factory=lambda: {2: 0.4, 6: 0.4, 11: 0.5})
+
+    kind = "search"
+
+    def __post_init__(self) -> None:
+        check_number("of", self.of, 1, "a number of noises from 1")
+        for step, share in self.keep.items():
+            if step < 1 or not 0 < share <= 1:
+                raise ValueError(f"keep says {share} after step {step}; give steps from 1 and shares up to 1")
+
+    def start(self, state: State) -> State:
+        late = [step for step in self.keep if step >= len(state.run.levels) - 1]
+        if late:
+            raise ValueError(
+                f"keep names step {late[0]} of a run of {len(state.run.levels) - 1} steps; give earlier ones"
+            )
+        return state if self.of == 1 else grouped(state, self.of, "TTSnap")
+
+    def select(self, state: State) -> State:
+        if self.of == 1:
+            return state
+        if at_end(state):
+            found = final_reward(state, self.reward)
+            return best(state.remember(reward=found), found, 1)
+        if (share := self.keep.get(state.step, 1.0)) == 1:
+            return state
+        return best(state, self._expected(state), left(len(members(state)[0]), share))
+
+    def _expected(self, state: State) -> Tensor:
+        """[B], of the estimate that the last step was made from."""
+        if self.early is None:
+            return reward_of_estimate(state, self.reward)
+        early, level = self.early, state.run.levels[place(state) - 1]
+
+        def told(images: Tensor, queries: Sequence[str]) -> Tensor:
+            return early(images, queries, level)
+
+        return reward_of_estimate(state, told)
+
+
+def left(count: int, share: float) -> int:
+    """How many of a group of `count` go on."""
+    return max(1, round(count * share))
+
+
+def cost(steps: int, of: int, keep: Mapping[int, float], *, step: float = 1.0, score: float = 0.0) -> float:
+    """What one image costs, of a run of so many steps: `step` for each denoiser step, `score` for each decode
+    with its reward. With the defaults it is the number of denoiser steps.
+    """
+    total, count, begun = 0.0, of, 0
+    for until, share in [*sorted(keep.items()), (steps, 1.0)]:
+        if share < 1 or until == steps:
+            total += count * ((until - begun) * step + score)
+            count, begun = left(count, share), until
+    return total
