@@ -165,7 +165,8 @@ def main() -> None:
     train, words, spoken = rows["train"]
     early = distilled(judge.judge, train["seen"], words, spoken, args)
     levels = denoiser.levels(STEPS)
-    EarlyJudge({levels[step - 1].share: one for step, one in early.items()}).save(args.out / "judge")
+    shares = {levels[step - 1].share: one for step, one in early.items()}
+    EarlyJudge(shares, judge.senses).save(args.out / "judge")
     told(judge.judge, early, *rows["held"], 24, denoiser)
 
 

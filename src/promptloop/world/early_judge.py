@@ -14,7 +14,7 @@ from typing import final
 from torch import Tensor
 
 from promptloop.schedules import Level
-from promptloop.world.judge import Judge, JudgeReward, Size
+from promptloop.world.judge import Judge, Senses, Size
 
 FILE, CONFIG = "early.safetensors", "early.json"
 
@@ -23,14 +23,15 @@ FILE, CONFIG = "early.safetensors", "early.json"
 class EarlyJudge:
     """Estimates [B, 3, H, W] in [0, 1], queries and the level they were made at, to [B], mini-judge's scale.
 
-    Of its judges the one answers that was taught at the nearest share of noise (`Level.share`).
+    Of its judges the one answers that was taught at the nearest share of noise (`Level.share`). senses: the
+    frozen encoders, where they are loaded already.
     """
 
-    def __init__(self, judges: Mapping[float, Judge]) -> None:
+    def __init__(self, judges: Mapping[float, Judge], senses: Senses | None = None) -> None:
         if not judges:
             raise ValueError("an EarlyJudge needs a judge for at least one share of noise")
         self.judges = {share: judge.eval().requires_grad_(False) for share, judge in judges.items()}
-        self.senses = JudgeReward().senses
+        self.senses = Senses() if senses is None else senses
 
     def __call__(self, images: Tensor, queries: Sequence[str], level: Level) -> Tensor:
         nearest = min(self.judges, key=lambda share: abs(share - level.share))
@@ -51,7 +52,7 @@ class EarlyJudge:
         (where / CONFIG).write_text(json.dumps(config, indent=1), encoding="utf-8")
 
     @staticmethod
-    def load(folder: str | Path) -> EarlyJudge:
+    def load(folder: str | Path, senses: Senses | None = None) -> EarlyJudge:
         """What `save` wrote; ValueError for another folder, or where the embedded encoders have changed."""
         from safetensors.torch import load_file
 
@@ -64,7 +65,7 @@ class EarlyJudge:
             judges[share] = Judge(Size(**config["size"]))
             own = {n.partition(".")[2]: t.float() for n, t in tensors.items() if n.startswith(f"{k}.")}
             judges[share].load_state_dict(own)
-        made = EarlyJudge(judges)
+        made = EarlyJudge(judges, senses)
         if config["senses"] != made.senses.digest():
             raise ValueError(f"{folder} was made with other encoders than mini-vlm and mini-unet have "
                              "here; make it again: python benchmarks/ttsnap.py --out DIR")  # fmt: skip
