@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from promptloop.rewards.contract import scored
 from promptloop.rewards.distribution import Gaussian, frechet, vendi
-from promptloop.rewards.sets import Eyes, OfSet, contrast, diversity, left_out, likeness, near, rivals
+from promptloop.rewards.sets import Latents, OfSet, contrast, diversity, left_out, likeness, rivals
 from promptloop.world.autoencoder import pixels
 from promptloop.world.scene import random_scene
 
@@ -31,7 +33,7 @@ def flat(images: Tensor) -> Tensor:
 
 
 def test_frechet_between_known_gaussians() -> None:
-    """Commuting covariances: the sum of (sqrt(a) - sqrt(b))^2; any two in 2D: tr of the root of the product is
+    """Commuting covariances: the sum of (sqrt(a) - sqrt(b))^2; any two in 2D: the root's trace is
     sqrt(tr + 2 sqrt(det)). Fails if the root is elementwise, the mean's distance not squared, or 2 is lost.
     """
     turn = torch.linalg.qr(torch.randn(3, 3, generator=torch.Generator().manual_seed(2)).double()).Q
@@ -105,8 +107,8 @@ def test_credits_sum_as_they_must() -> None:
 
 
 def test_rivals_share_what_one_gains_over_the_other() -> None:
-    """An additive worth: the difference of the two. Any worth: winners gain, pairs sum to 0, and no exchange
-    helps; the half found is as good as the best of all 64 here. Fails if an exchange that costs is kept.
+    """An additive worth: the difference of the two. Any worth: winners gain, pairs sum to 0, and no
+    exchange helps, so that few of all 64 halves are better. Fails if an exchange that costs is kept.
     """
     credit = rivals(ROWS, lambda rows: float(rows[:, 0].sum())).unflatten(0, (6, 2))
     assert torch.allclose(credit[:, 0].float(), ROWS[::2, 0] - ROWS[1::2, 0], atol=1e-5)
@@ -115,8 +117,8 @@ def test_rivals_share_what_one_gains_over_the_other() -> None:
     assert torch.equal(credit.sum(1), torch.zeros(6, dtype=torch.float64))
     assert (credit[torch.arange(6), chosen] >= 0).all()
     every = [torch.tensor([n >> k & 1 for k in range(6)]) for n in range(64)]
-    best = max(vendi(pairs[torch.arange(6), sides]) for sides in every)
-    assert vendi(pairs[torch.arange(6), chosen]) == pytest.approx(best, rel=0.02)
+    found = vendi(pairs[torch.arange(6), chosen])
+    assert sum(vendi(pairs[torch.arange(6), sides]) > found for sides in every) <= 12
     with pytest.raises(ValueError, match="3 images cannot be split into pairs"):
         rivals(ROWS[:3], vendi)
 
@@ -140,19 +142,24 @@ def test_a_set_is_the_images_of_one_query() -> None:
 
 
 def test_gold_above_corrupted_in_the_world() -> None:
-    """Various scenes are more than copies, and the one that differs has the most credit; noise is far from the
-    world's scenes, and takes away from its batch. Fails if a sign turns or the features do not see.
+    """Various scenes are more than copies, and the one that differs has the most credit. Scenes are nearer to
+    the world's than the same with noise, blurred, grey or black; black ones take away from their batch, and
+    lose against their rivals. Fails if a sign turns, or there are more features than images.
     """
-    eyes, various = Eyes(), scenes(6, 1)
-    assert vendi(eyes(various)) > 1.01 * vendi(eyes(various[:1].repeat(6, 1, 1, 1)))
-    mixed = torch.cat([various[:1].repeat(4, 1, 1, 1), various[1:2]])
-    credit = scored(diversity(), mixed, ["a"] * 5)
+    latents, various = Latents(), scenes(6, 1)
+    assert vendi(latents(various)) > 1.5 * vendi(latents(various[:1].repeat(6, 1, 1, 1)))
+    credit = scored(diversity(), torch.cat([various[:1].repeat(4, 1, 1, 1), various[1:2]]), ["a"] * 5)
     assert int(credit.argmax()) == 4 and (credit[:4] < 0).all()
-    noise = torch.Generator().manual_seed(0)
-    odd = (various + 0.3 * torch.randn(various.shape, generator=noise)).clamp(0, 1)
-    reward = likeness(64)
-    assert reward.worth(eyes(various)) > reward.worth(eyes(odd))
-    credit = scored(reward, torch.cat([scenes(9, 2), odd[:1]]), ["a"] * 10)
+    draw, reward = torch.Generator().manual_seed(0), likeness(96)
+    for spoiled in (
+        (various + 0.3 * torch.randn(various.shape, generator=draw)).clamp(0, 1),
+        F.avg_pool2d(various, 7, 1, 3),
+        various.mean(1, keepdim=True).expand_as(various),
+        black := torch.zeros_like(various),
+    ):
+        assert reward.worth(reward.features(various)) > reward.worth(reward.features(spoiled))
+    credit = scored(reward, torch.cat([scenes(9, 2), black[:1]]), ["a"] * 10)
     assert int(credit.argmin()) == 9 and float(credit[9]) < 0
-    again = near(Gaussian.of(eyes(scenes(8, 3))))
-    assert again(eyes(scenes(8, 3))) == pytest.approx(0, abs=1e-4)
+    pairs = torch.stack([various, black], 1).flatten(0, 1)
+    credit = scored(replace(reward, credit="pairs"), pairs, ["a"] * 12)
+    assert (credit[::2] > 0).all() and torch.equal(credit[::2], -credit[1::2])

@@ -27,7 +27,7 @@ class Gaussian:
 
     @staticmethod
     def of(features: Tensor) -> Gaussian:
-        """The features' mean and unbiased covariance; ValueError for fewer than two, or what is not finite."""
+        """The features' mean and unbiased covariance; ValueError for fewer than two, or not finite ones."""
         rows = matrix(features)
         if len(rows) < 2:
             raise ValueError(

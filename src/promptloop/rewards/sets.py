@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, final
+from typing import Any, ClassVar, Literal, final
 
 import torch
 from torch import Tensor
@@ -54,8 +54,8 @@ class OfSet:
         for query, rows in sets(queries, self.per).items():
             if len(rows) < self.least:
                 raise ValueError(
-                    f"the set of image {rows[0]} ({query!r}) has {len(rows)} images; its reward needs at least "
-                    f"{self.least} images of one {self.per}"
+                    f"the set of image {rows[0]} ({query!r}) has {len(rows)} images; this reward needs at "
+                    f"least {self.least} images of one {self.per}"
                 )
             of_set = found[rows]
             share = left_out if self.credit == "leave-one-out" else rivals
@@ -79,7 +79,7 @@ def left_out(features: Tensor, worth: Worth) -> Tensor:
 
 
 def rivals(features: Tensor, worth: Worth) -> Tensor:
-    """[n]: of rivals 2k and 2k + 1, what the better half gains by the one over the other; the two sum to 0."""
+    """[n]: of rivals 2k and 2k + 1, what the better half gains by it over the other; the two sum to 0."""
     if len(features) % 2:
         raise ValueError(f"{len(features)} images cannot be split into pairs; draw an even number")
     pairs = features.unflatten(0, (-1, 2))
@@ -124,20 +124,23 @@ def exchanged(chosen: Tensor, k: int) -> Tensor:
 
 
 def diversity() -> OfSet:
-    """What each image adds to the Vendi score of its query's images."""
-    return OfSet(Eyes(), vendi)
+    """What each image adds to the Vendi score of its query's images, on latents."""
+    return OfSet(Latents(), vendi)
 
 
 def likeness(count: int = 256, seed: int = 0) -> OfSet:
-    """What each image takes off the Frechet distance between its batch and `count` random scenes."""
+    """What each image takes off the Frechet distance between its batch and `count` random scenes, on the
+    latents' moments: 8 numbers, since a set of fewer images than features seems too narrow, and then whatever
+    is odd in it widens it and is credited.
+    """
     import random
 
     from promptloop.world.autoencoder import pixels
     from promptloop.world.scene import random_scene
 
-    rng, eyes = random.Random(f"{seed}/likeness"), Eyes()
-    reference = Gaussian.of(eyes(pixels([random_scene(rng) for _ in range(count)]) * 0.5 + 0.5))
-    return OfSet(eyes, near(reference), per="batch", least=3)
+    rng, features = random.Random(f"{seed}/likeness"), Latents(moments=True)
+    reference = Gaussian.of(features(pixels([random_scene(rng) for _ in range(count)]) * 0.5 + 0.5))
+    return OfSet(features, near(reference), per="batch", least=3)
 
 
 def near(reference: Gaussian) -> Worth:
@@ -146,14 +149,23 @@ def near(reference: Gaussian) -> Worth:
 
 
 @final
-class Eyes:
-    """Images [B, 3, 64, 64] to the mean over the patches of what mini-judge's frozen eyes see [B, 192]."""
+class Latents:
+    """Images [B, 3, 64, 64] to the embedded autoencoder's latents [B, 4, 16, 16], or their `moments` [B, 8]:
+    mean and deviation of each channel.
+    """
 
-    def __init__(self) -> None:
-        from promptloop.world.judge import Senses
+    def __init__(self, *, moments: bool = False) -> None:
+        from diffusers import AutoencoderKL
 
-        self.senses = Senses()
+        from promptloop.world import weights
+
+        folder = weights("mini-unet") / "vae"
+        made: Any = AutoencoderKL.from_pretrained(folder, torch_dtype=torch.float32)
+        self.encode, self.moments = made.requires_grad_(False).eval().encode, moments
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
-        return self.senses.see(images.cpu()).mean(1)
+        latents = self.encode(images.float().cpu() * 2 - 1).latent_dist.mean
+        if not self.moments:
+            return latents
+        return torch.cat([latents.mean((2, 3)), latents.std((2, 3))], 1)
