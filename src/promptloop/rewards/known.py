@@ -57,4 +57,43 @@ KNOWN: dict[str, Known] = {
         "the model's",
         "DIR|ID",
     ),
+    "rating": Known(
+        "promptloop.rewards.rating:Rating",
+        "a chat model's rating (MLLM score)",
+        "0 to 10",
+        "the model's",
+        "DIR|ID|http://HOST:PORT/v1#MODEL",
+    ),
+    "unifiedreward": Known(
+        "promptloop.rewards.rating:Unified",
+        "UnifiedReward: alignment and quality, explained",
+        "1 to 5",
+        "MIT",
+        "DIR|ID|http://HOST:PORT/v1#MODEL",
+        "CodeGoat24/UnifiedReward-qwen-7b",
+    ),
+    "compressibility": Known("promptloop.rewards.measured:compressibility", "minus the JPEG's kB", "below 0"),
+    "incompressibility": Known("promptloop.rewards.measured:incompressibility", "the JPEG's kB", "above 0"),
+    "sharpness": Known(
+        "promptloop.rewards.measured:Sharpness",
+        "variance of the Laplacian",
+        "0 to about 5000",
+        differentiable=True,
+    ),
+    "colourfulness": Known(
+        "promptloop.rewards.measured:Colourfulness",
+        "Hasler and Suesstrunk's colourfulness",
+        "0 to about 150",
+        differentiable=True,
+    ),
+    "vendi": Known(
+        "promptloop.rewards.sets:diversity",
+        "what an image adds to the diversity of its query's images (embedded world)",
+        "about -1 to 1",
+    ),
+    "frechet": Known(
+        "promptloop.rewards.sets:likeness",
+        "what an image takes off its batch's distance from the embedded world's scenes",
+        "about -1 to 1",
+    ),
 }
