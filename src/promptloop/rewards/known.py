@@ -96,4 +96,26 @@ KNOWN: dict[str, Known] = {
         "what an image takes off its batch's distance from the embedded world's scenes",
         "about -1 to 1",
     ),
+    "ocr": Known(
+        "promptloop.rewards.ocr:OCR",
+        'text that the query has in "double quotes", read off the image',
+        "0 to 1",
+        "Apache-2.0",
+        extra="ocr",
+    ),
+    "safety": Known(
+        "promptloop.rewards.safety:SafetyChecker",
+        "Stable Diffusion's safety checker, as a penalty",
+        "-1 or 0",
+        "CreativeML OpenRAIL-M",
+        "DIR|ID",
+        "CompVis/stable-diffusion-safety-checker",
+    ),
+    "nudenet": Known(
+        "promptloop.rewards.safety:NudeNet",
+        "NudeNet's detector of nude parts, as a penalty",
+        "-1 to 0",
+        "MIT",
+        extra="safety",
+    ),
 }
