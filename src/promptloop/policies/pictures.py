@@ -37,7 +37,12 @@ def identity(request: Request) -> tuple[Any, ...]:
 
 
 def data_url(request: Request) -> str:
-    """The estimate's picture as a data URL (PNG, which loses nothing)."""
+    """The estimate's picture as a data URL."""
+    return url_of(picture(request))
+
+
+def url_of(shown: Image.Image) -> str:
+    """A picture as a data URL (PNG, which loses nothing)."""
     file = io.BytesIO()
-    picture(request).save(file, "PNG")
+    shown.save(file, "PNG")
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
