@@ -1,4 +1,4 @@
-"""Checkpoints of CLIP-type rewards, of tiny size with random weights, in the names and files of the released ones."""
+"""Checkpoints of CLIP-type rewards, tiny and random, in the names and files of the released ones."""
 
 import json
 from pathlib import Path
@@ -10,9 +10,26 @@ from tokenizers.models import WordLevel
 from torch import Tensor
 
 State = dict[str, Tensor]
-PLACES, SIDE, PATCH, LAYERS, SHARED = 10, 2, 16, 2, 24  # tokens, patches a side, their size, layers, shared width
+PLACES, SIDE, PATCH, LAYERS, SHARED = (
+    10,
+    2,
+    16,
+    2,
+    24,
+)  # tokens, patches a side, their size, layers, shared width
 SEES, READS = 160, 128  # two heads of 80 (as ViT-H) over the picture, two of 64 over the text
-WORDS = ["red", "circle", "star", "a", "photo", "depicts", "light", "color", "<|startoftext|>", "<|endoftext|>"]
+WORDS = [
+    "red",
+    "circle",
+    "star",
+    "a",
+    "photo",
+    "depicts",
+    "light",
+    "color",
+    "<|startoftext|>",
+    "<|endoftext|>",
+]
 
 
 class Draw:
@@ -54,7 +71,11 @@ def clip(seed: int = 0, sees: int = SEES) -> State:
     draw(f"{eyes}.embeddings.class_embedding", sees)
     draw(f"{eyes}.embeddings.patch_embedding.weight", sees, 3, PATCH, PATCH, wide=0.05)
     draw(f"{eyes}.embeddings.position_embedding.weight", SIDE**2 + 1, sees)
-    draw.norm(f"{eyes}.pre_layrnorm", sees), layers(draw, eyes, sees), draw.norm(f"{eyes}.post_layernorm", sees)
+    (
+        draw.norm(f"{eyes}.pre_layrnorm", sees),
+        layers(draw, eyes, sees),
+        draw.norm(f"{eyes}.post_layernorm", sees),
+    )
     draw.linear("visual_projection", sees, SHARED, bias=False)
     draw.linear("text_projection", READS, SHARED, bias=False)
     draw.made["logit_scale"] = torch.tensor(2.5)
@@ -97,7 +118,10 @@ def siglip(seed: int = 0) -> State:
     draw(f"{eyes}.head.attention.in_proj_weight", 3 * width, width)
     draw(f"{eyes}.head.attention.in_proj_bias", 3 * width)
     draw.linear(f"{eyes}.head.attention.out_proj", width, width), draw.norm(f"{eyes}.head.layernorm", width)
-    draw.linear(f"{eyes}.head.mlp.fc1", width, 2 * width), draw.linear(f"{eyes}.head.mlp.fc2", 2 * width, width)
+    (
+        draw.linear(f"{eyes}.head.mlp.fc1", width, 2 * width),
+        draw.linear(f"{eyes}.head.mlp.fc2", 2 * width, width),
+    )
     draw.made |= {"logit_scale": torch.tensor([2.5]), "logit_bias": torch.tensor([-3.0])}
     return draw.made
 
@@ -110,7 +134,10 @@ def mps(seed: int = 0) -> State:
         for at in (look, turn):
             draw(f"{at}.norm.weight", SHARED, around=1.0)
             draw.made[f"{at}.norm.bias"] = torch.zeros(SHARED)
-        draw.linear(f"{look}.to_q", SHARED, 128, bias=False), draw.linear(f"{look}.to_kv", SHARED, 128, bias=False)
+        (
+            draw.linear(f"{look}.to_q", SHARED, 128, bias=False),
+            draw.linear(f"{look}.to_kv", SHARED, 128, bias=False),
+        )
         draw.linear(f"{look}.to_out", 128, SHARED, bias=False)
         draw.linear(f"{look}.ff.0", SHARED, 2 * inner, bias=False)
         draw.linear(f"{look}.ff.2", inner, SHARED, bias=False)
@@ -118,7 +145,7 @@ def mps(seed: int = 0) -> State:
         draw.linear(f"{turn}.fused_attn_ff_proj", SHARED, 256 + 2 * inner, bias=False)
         draw.linear(f"{turn}.attn_out", 128, SHARED, bias=False)
         draw.linear(f"{turn}.ff_out.1", inner, SHARED, bias=False)
-    return {f"model.{name}": value for name, value in clip(seed).items()} | draw.made
+    return {f"model.{name}": value for name, value in clip(seed + 2).items()} | draw.made
 
 
 def aesthetic(seed: int = 0) -> State:
@@ -142,8 +169,10 @@ def words(folder: Path, end: str = "<|endoftext|>") -> None:
     made.save(str(folder / "tokenizer.json"))
 
 
-def saved(folder: Path, file: str, state: State, end: str = "<|endoftext|>", config: dict | None = None) -> Path:
-    """The folder with the weights (.pt as HPSv2's, under "state_dict"), tokenizer.json and, if given, config.json."""
+def saved(
+    folder: Path, file: str, state: State, end: str = "<|endoftext|>", config: dict | None = None
+) -> Path:
+    """The folder with the weights (.pt as HPSv2's, under "state_dict"), tokenizer.json, maybe config.json."""
     folder.mkdir(parents=True, exist_ok=True)
     if file.endswith(".safetensors"):
         save_file({name: value.contiguous() for name, value in state.items()}, folder / file)

@@ -1,4 +1,4 @@
-"""CLIP, SigLIP and MPS written out slowly from a checkpoint's tensors: one picture, one text, head by head."""
+"""CLIP, SigLIP and MPS written out slowly from their tensors: one picture, one text, head by head."""
 
 import math
 
@@ -11,7 +11,10 @@ State = dict[str, Tensor]
 
 def norm(w: State, name: str, x: Tensor, eps: float = 1e-5) -> Tensor:
     centred = x - x.mean(-1, keepdim=True)
-    return centred / (centred.square().mean(-1, keepdim=True) + eps).sqrt() * w[f"{name}.weight"] + w[f"{name}.bias"]
+    return (
+        centred / (centred.square().mean(-1, keepdim=True) + eps).sqrt() * w[f"{name}.weight"]
+        + w[f"{name}.bias"]
+    )
 
 
 def linear(w: State, name: str, x: Tensor) -> Tensor:
@@ -141,8 +144,8 @@ def siglip(w: State, picture: Tensor, text: str) -> float:
     x = patches(w[f"{at}.patch_embedding.weight"], picture) + w[f"{at}.patch_embedding.bias"]
     x = tower(w, "vision_model", x + w[f"{at}.position_embedding.weight"], 72, tanhed, eps=1e-6)
     x, head = norm(w, "vision_model.post_layernorm", x, 1e-6), "vision_model.head"
-    parts = zip(w[f"{head}.attention.in_proj_weight"].chunk(3), w[f"{head}.attention.in_proj_bias"].chunk(3))
-    q, k, v = (y @ a.T + b for y, (a, b) in zip((w[f"{head}.probe"][0], x, x), parts))
+    rows, bias = (w[f"{head}.attention.in_proj_{kind}"].chunk(3) for kind in ("weight", "bias"))
+    q, k, v = (y @ rows[n].T + bias[n] for n, y in enumerate((w[f"{head}.probe"][0], x, x)))
     x = linear(w, f"{head}.attention.out_proj", attention(q, k, v, 72))
     inside = tanhed(linear(w, f"{head}.mlp.fc1", norm(w, f"{head}.layernorm", x, 1e-6)))
     seen = (x + linear(w, f"{head}.mlp.fc2", inside))[0]
@@ -174,7 +177,6 @@ def mps(w: State, picture: Tensor, text: str, condition: str, threshold: float) 
     asked = linear(inner, "text_projection", reads(inner, ids(condition, full=True)))
     near = [max(float(word @ wanted) for wanted in asked) for word in y]
     shut = torch.tensor([value / max(near) <= threshold for value in near])
-    assert 0 < int(shut.sum()) < len(shut)  # the mask is put to use
     x = linear(inner, "visual_projection", sees(inner, picture))
     for k in range(tiny.LAYERS):
         at = f"cross_model.layers.{k}.0.fn"

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from promptloop.names import HUB_ID
 
-
 KINDS = ("*.safetensors", "*.pt", "*.pth", "*.bin")
 
 

@@ -54,7 +54,7 @@ KNOWN: dict[str, Known] = {
         "promptloop.rewards.clip:PickScore",
         "PickScore v1: what people pick of two",
         "about 15 to 26",
-        "MIT",
+        "MIT (code)",
         "DIR|ID",
         "yuvalkirstain/PickScore_v1",
         differentiable=True,
@@ -118,7 +118,7 @@ KNOWN: dict[str, Known] = {
         "LAION aesthetics v1 (linear); reads no text",
         "1 to 10",
         "MIT",
-        "DIR",
+        "DIR|ID",
         differentiable=True,
     ),
     "mps": Known(

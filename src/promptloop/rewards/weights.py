@@ -1,4 +1,4 @@
-"""A learned reward's weights: read without running pickled code, loaded only where every name and shape fits."""
+"""A learned reward's weights: read without pickle's code, loaded only where every name and shape fits."""
 
 from __future__ import annotations
 
