@@ -146,12 +146,13 @@ def test_mps_looks_at_the_words_that_are_asked_about(folders: dict[str, Path]) -
     images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     w = {n: value.double() for n, value in tiny.mps().items()}
     scores = {}
-    for reward.threshold in (reward.threshold, 0.01):
+    for threshold in (reward.threshold, 0.01):
+        reward.threshold = threshold
         found = reward(images, TEXTS[1:])
-        wanted = [slow.mps(w, x, t, CONDITION, reward.threshold)
+        wanted = [slow.mps(w, x, t, CONDITION, threshold)
                   for x, t in zip(processed(images, SIDE).double(), TEXTS[1:], strict=True)]  # fmt: skip
         assert found.tolist() == pytest.approx(wanted, abs=1e-5)
-        scores[reward.threshold] = found
+        scores[threshold] = found
     assert float((scores[0.3] - scores[0.01]).abs().min()) > 1e-3
 
 

@@ -71,9 +71,9 @@ def by_hps(pixels: Tensor) -> Tensor:
 def test_pictures_are_as_the_reference_makes_them(
     ours: Callable[[Tensor, int], Tensor], theirs: Callable[[Tensor], Tensor], over: float, golden: float
 ) -> None:
-    """PIL rounds and clips to bytes twice: nearly all values are within 1.5 of 255, a few at hard edges within
-    3; HPSv2 clips nothing, so there within 10. Fails with another filter, without antialiasing, or
-    when another side is resized or cut.
+    """PIL rounds and clips to bytes twice: nearly all values are within 1.5 of 255, a few at hard edges
+    within 3; HPSv2 clips nothing, so there within 10. Fails with another filter, without antialiasing, or when
+    another side is resized or cut.
     """
     for height, width in ((84, 120), (121, 84)):
         pixels = bytes_of(height, width)
