@@ -65,15 +65,15 @@ def by_hps(pixels: Tensor) -> Tensor:
         (prepared, by_clip, 3.0, -18.156),
         (processed, by_processor, 3.0, -18.156),
         (squeezed, by_siglip, 3.0, -84.977),
-        (padded, by_hps, 10.0, -435.385),
+        (padded, by_hps, 12.0, -435.385),
     ],
 )
 def test_pictures_are_as_the_reference_makes_them(
     ours: Callable[[Tensor, int], Tensor], theirs: Callable[[Tensor], Tensor], over: float, golden: float
 ) -> None:
     """PIL rounds and clips to bytes twice: nearly all values are within 1.5 of 255, a few at hard edges
-    within 3; HPSv2 clips nothing, so there within 10. Fails with another filter, without antialiasing, or when
-    another side is resized or cut.
+    within 3; HPSv2 clips nothing, so there within 12. Fails with another filter, without antialiasing, or
+    when another side is resized or cut (tried: antialias=False).
     """
     for height, width in ((84, 120), (121, 84)):
         pixels = bytes_of(height, width)
