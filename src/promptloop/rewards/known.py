@@ -130,6 +130,15 @@ KNOWN: dict[str, Known] = {
         "RE-N-Y/mpsv1",
         differentiable=True,
     ),
+    "hpsv3": Known(
+        "promptloop.rewards.hpsv3:HPSv3",
+        "HPSv3: what people prefer (Qwen2-VL 7B)",
+        "about -5 to 15",
+        "MIT",
+        "DIR|ID",
+        "MizzenAI/HPSv3",
+        differentiable=True,
+    ),
     "judge": Known(
         "promptloop.rewards.judge:Judge",
         "P(yes) of any chat model that sees (VQAScore)",

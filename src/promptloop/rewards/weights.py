@@ -35,7 +35,7 @@ def tensors_in(file: Path) -> dict[str, Tensor]:
 
 
 def fill(made: nn.Module, tensors: Mapping[str, Tensor], source: str, reward: str) -> None:
-    """Loads the tensors, as float32; ValueError where some are missing, left over or of another shape."""
+    """Loads the tensors, cast to what `made` is; ValueError where some are missing, surplus or misshapen."""
     known = made.state_dict()
     odd = (n for n in known.keys() & tensors.keys() if known[n].shape != tensors[n].shape)
     for what, names in (
@@ -45,7 +45,7 @@ def fill(made: nn.Module, tensors: Mapping[str, Tensor], source: str, reward: st
     ):
         if names:
             raise ValueError(f"{source} {what} {len(names)} tensors of {reward}, the first {names[0]!r}")
-    made.load_state_dict({name: value.float() for name, value in tensors.items()})
+    made.load_state_dict(dict(tensors))
 
 
 def blocks(tensors: Mapping[str, Tensor], pattern: str) -> int:

@@ -33,11 +33,18 @@ class Words:
     @staticmethod
     def load(file: Path, *, length: int, end: str) -> Words:
         """From a tokenizer.json; ValueError where it is none, or another family's."""
-        try:
-            tokenizer = Tokenizer.from_file(str(file))
-        except Exception as error:  # the library raises nothing narrower
-            raise ValueError(f"{file} cannot be read as a tokenizer: {first_line(error)}") from error
-        return Words(tokenizer, length=length, end=end)
+        return Words(read(file), length=length, end=end)
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
         return torch.tensor([each.ids for each in self.tokenizer.encode_batch(list(texts))])
+
+
+def read(file: Path) -> Tokenizer:
+    """A tokenizer.json, neither cutting nor filling up; ValueError where it is none."""
+    try:
+        tokenizer = Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises nothing narrower
+        raise ValueError(f"{file} cannot be read as a tokenizer: {first_line(error)}") from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
