@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from promptloop.recipes.rewards import reward_named
-from promptloop.rewards.imagereward import CLIP_MEAN, CLIP_STD, ImageReward, prepared
+from promptloop.rewards.imagereward import ImageReward
+from promptloop.rewards.pictures import CLIP_MEAN, CLIP_STD, prepared
 
 State = dict[str, Tensor]
 TEXTS = ["a red circle", "star", " ".join(["red"] * 60)]

@@ -8,28 +8,23 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, final
 
 import torch
-import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import BertTokenizer
 from transformers.models.blip.configuration_blip import BlipTextConfig, BlipVisionConfig
 from transformers.models.blip.modeling_blip import BlipVisionModel
 from transformers.models.blip.modeling_blip_text import BlipTextModel
 
-from promptloop.names import first_line
+from promptloop.rewards.batches import in_batches
 from promptloop.rewards.files import cached, weights_in
+from promptloop.rewards.pictures import prepared
+from promptloop.rewards.weights import blocks, fill, tensors_in
 
 HUB, FILE, WORDS = "THUDM/ImageReward", "ImageReward.pt", "google-bert/bert-base-uncased"
 MEAN, STD = 0.16717362830052426, 1.0333394966054072  # of the MLP's answers, in the release's ImageReward.py
 LENGTH = 35  # tokens of a text that are read, start and end included
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 HEAD = 64  # width of an attention head, in ViT-L and in BERT
 VISION = "blip.visual_encoder"
 RENAMED = (  # the release's names (BLIP's, with timm's vision transformer) -> transformers'
@@ -80,10 +75,7 @@ class ImageReward(nn.Module):
         return made.requires_grad_(False).eval().to(device)
 
     def forward(self, images: Tensor, queries: Sequence[str]) -> Tensor:
-        if len(images) != len(queries):
-            raise ValueError(f"{len(queries)} queries for {len(images)} images; give one each")
-        parts = [slice(k, k + self.batch) for k in range(0, len(images), self.batch)]
-        return torch.cat([self._scores(images[part], list(queries[part])) for part in parts])
+        return in_batches(self._scores, images, queries, self.batch)
 
     def _scores(self, images: Tensor, queries: list[str]) -> Tensor:
         at: Any = self.mlp[0].weight
@@ -102,21 +94,6 @@ class ImageReward(nn.Module):
         return (self.mlp(read.last_hidden_state[:, 0])[:, 0].float() - MEAN) / STD
 
 
-def prepared(images: Tensor, size: int) -> Tensor:
-    """[B, 3, H, W] in [0, 1] as BLIP reads them: the shorter side resized to `size`, bicubic with
-    antialiasing, the middle cut out, CLIP's mean and deviation. Differentiable.
-    """
-    height, width = images.shape[-2:]
-    short = min(height, width)
-    shape = (int(size * height / short), int(size * width / short))
-    if shape != (height, width):
-        images = F.interpolate(images, shape, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
-    top, left = (round((side - size) / 2) for side in shape)
-    images = images[..., top : top + size, left : left + size]
-    mean, std = (images.new_tensor(values)[:, None, None] for values in (CLIP_MEAN, CLIP_STD))
-    return (images - mean) / std
-
-
 def from_state(state: Mapping[str, Tensor], source: str, tokenizer: Any) -> ImageReward:
     """The reward with the tensors of a checkpoint in the released layout, of any size: the sizes are read off
     the tensors, and heads are 64 wide.
@@ -126,16 +103,7 @@ def from_state(state: Mapping[str, Tensor], source: str, tokenizer: Any) -> Imag
         made = ImageReward(vision_of(tensors), text_of(tensors), mlp_of(tensors), tokenizer)
     except KeyError as error:
         raise ValueError(f"{source} is no ImageReward checkpoint: {error.args[0]!r} is missing") from None
-    known = made.state_dict()
-    odd = (n for n in known.keys() & tensors.keys() if known[n].shape != tensors[n].shape)
-    for what, names in (
-        ("lacks", sorted(known.keys() - tensors.keys())),
-        ("has left over", sorted(tensors.keys() - known.keys())),
-        ("has another shape of", sorted(odd)),
-    ):
-        if names:
-            raise ValueError(f"{source} {what} {len(names)} tensors of ImageReward, the first {names[0]!r}")
-    made.load_state_dict({name: value.float() for name, value in tensors.items()})
+    fill(made, tensors, source, "ImageReward")
     return made
 
 
@@ -191,26 +159,3 @@ def mlp_of(tensors: Mapping[str, Tensor]) -> nn.Sequential:
         raise KeyError("mlp.layers.0.weight")
     layers = [nn.Identity() if w is None else nn.Linear(w.shape[1], w.shape[0]) for w in weights.values()]
     return nn.Sequential(*layers)
-
-
-def blocks(tensors: Mapping[str, Tensor], pattern: str) -> int:
-    """One more than the highest number that `pattern` finds in the names."""
-    numbers = [int(found[1]) for name in tensors if (found := re.fullmatch(pattern, name))]
-    if not numbers:
-        raise KeyError(pattern)
-    return 1 + max(numbers)
-
-
-def tensors_in(file: Path) -> dict[str, Tensor]:
-    """Every tensor in a .safetensors or a .pt file; ValueError where it holds anything else."""
-    try:
-        if file.suffix == ".safetensors":
-            return load_file(file)
-        state = torch.load(file, map_location="cpu", weights_only=True)
-        if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-            raise UnpicklingError
-        return dict(state)
-    except UnpicklingError as error:
-        raise ValueError(f"{file} cannot be read as weights: it holds more than tensors") from error
-    except (OSError, RuntimeError, SafetensorError, EOFError) as error:
-        raise ValueError(f"{file} cannot be read as weights: {first_line(error)}") from error
