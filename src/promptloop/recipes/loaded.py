@@ -6,7 +6,7 @@ import hashlib
 from typing import Any
 
 from promptloop.denoisers.loras import LoraSource, files
-from promptloop.policies.endpoint import is_server
+from promptloop.names import is_server
 from promptloop.recipes import parts
 from promptloop.recipes.digests import file_digest, folder_digest
 from promptloop.recipes.rewards import TERM

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from importlib import import_module
 from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
@@ -19,9 +17,9 @@ from promptloop.denoisers import load as load_denoiser
 from promptloop.denoisers.denoiser import Denoiser
 from promptloop.denoisers.loras import LoraSource, files
 from promptloop.json_file import read_object
-from promptloop.names import HUB_ID, LORA_CONFIG, first_line, nearest, one_of
+from promptloop.names import DOTTED, HUB_ID, LORA_CONFIG, first_line, imported, is_server, nearest, one_of
 from promptloop.policies.contract import Policy
-from promptloop.policies.endpoint import Endpoint, is_server
+from promptloop.policies.endpoint import Endpoint
 from promptloop.policies.first import First
 from promptloop.recipes import runs
 from promptloop.recipes.digests import folder_digest, lora_entry
@@ -31,7 +29,6 @@ if TYPE_CHECKING:
     from promptloop.policies.mllm import Mllm
 
 NAMES = {"backbone": BACKBONES, "policy": ("mini-policy", "mini-vlm", "none")}
-DOTTED = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
 @final
@@ -257,15 +254,6 @@ def family_of(name: str) -> str:
     """The backbone that `name` is, or is a LoRA of."""
     base = lora_base(Path(locate(name, "backbone")[0]))
     return name if base is None else family_of(base)
-
-
-def imported(name: str, role: str) -> Any:
-    """What "package.module:name" stands for; ValueError where it cannot be imported."""
-    module, _, attribute = name.partition(":")
-    try:
-        return getattr(import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"{role} {name!r} cannot be imported: {error}") from error
 
 
 def made_by(name: str, kind: type, role: str) -> Any:
