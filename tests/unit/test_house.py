@@ -60,7 +60,7 @@ ARROWS = {  # room -> the rooms it may import
     "terminal": set(),
     "options": set(),
     "cli": {"recipes", "names", "options", "terminal", "interrupt", "cli_rewards", "__init__"},
-    "cli_rewards": {"recipes", "options", "terminal"},
+    "cli_rewards": {"recipes", "rewards", "options", "terminal"},
     "__main__": {"cli"},
     "studio": {"recipes", "studio", "__init__"},
     "__init__": {"__init__", *TRAIN, "train", "processes", "bench", "recipes"},

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from inspect import signature
@@ -22,6 +21,7 @@ from promptloop.policies.contract import Policy
 from promptloop.policies.endpoint import Endpoint
 from promptloop.policies.first import First
 from promptloop.recipes import runs
+from promptloop.recipes.devices import device_named as device_named
 from promptloop.recipes.digests import folder_digest, lora_entry
 from promptloop.world import BACKBONES, weights
 
@@ -47,21 +47,6 @@ class Part:
         kind = type(self.value).__name__
         told = {"name": self.name, "class": kind, "sha256": self.sha256, "embedded": self.embedded}
         return told | ({"loras": list(self.loras)} if self.loras else {})
-
-
-def device_named(name: str) -> torch.device:
-    """ "auto" is CUDA or MPS where there is one, else the CPU; of several processes each takes its own CUDA
-    device. ValueError for a device that is not here.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        if name == "cuda" and "LOCAL_RANK" in os.environ:  # else all begin on the first one
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        torch.zeros(1, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {name!r} cannot be used here: {first_line(error)}") from error
-    return torch.device(name)
 
 
 def backbone(

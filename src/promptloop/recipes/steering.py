@@ -17,7 +17,7 @@ from promptloop.names import LORA_CONFIG, one_of
 from promptloop.recipes import parts
 from promptloop.recipes.methods import METHODS, OWN, is_driver, makers, method_named, settings_of
 from promptloop.recipes.reading import read_as
-from promptloop.recipes.rewards import reward_named
+from promptloop.recipes.rewards import own_scale, reward_named
 from promptloop.sample import Control, Sample, Solver, sample
 from promptloop.solvers import CPS, DDIM, LCM, DanceSDE, Euler, FlowSDE, Heun, Scheduler
 
@@ -157,7 +157,7 @@ def value(
 ) -> Any:
     """One setting from its text."""
     if key in REWARDS:
-        return None if text == "none" else reward_named(text, device)
+        return None if text == "none" else own_scale(reward_named(text, device), text)
     if key in MODELS:
         models = [tuned_named(one, named, device, denoiser) for one in text.split("+")]
         return models if get_origin(hint) is Sequence else models[0]
