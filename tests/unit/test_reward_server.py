@@ -20,11 +20,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_reward import brightness
+from tiny_reward import brightness, broken
 
 from promptloop.recipes.rewards import reward_named
-from promptloop.recipes.serve_rewards import check, served
-from promptloop.rewards import RemoteReward, wire
+from promptloop.recipes.serve_rewards import check
+from promptloop.rewards import RemoteReward, frames, wire, worker
 from promptloop.rewards.composite import scored_by_term
 from promptloop.rewards.contract import RewardFailed, scored
 from promptloop.rewards.crew import Crew, Terms
@@ -246,30 +246,43 @@ def test_a_full_server_says_when_to_come_again(monkeypatch: pytest.MonkeyPatch) 
             asking(service, timeout=0.2, retries=0, patience=0.0)(images, ["q"])
 
 
-def test_the_values_are_those_of_the_reward_itself(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A torch reward in its own process, by name, in a sum, of images that are 8-bit and that are not. Fails when pixels are rounded, or a place in a batch is that of a request."""
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")]))
+def test_the_values_are_those_of_the_reward_itself(plain: Service) -> None:
+    """By name, in a sum, of images that are 8-bit and that are not. Fails when pixels are rounded."""
     fine = torch.rand(5, 3, 8, 8, generator=torch.Generator().manual_seed(3))
     coarse = (fine * 255).round() / 255
     assert wire.least(coarse.numpy()).dtype == np.uint8 and wire.least(fine.numpy()).dtype == np.float32
-    with served(["tiny_reward:brightness", "tiny_reward:broken"], cache=9) as service:
-        threading.Thread(target=service.serve_forever, args=(0.01,), daemon=True).start()
-        name = f"{service.url}#tiny_reward:brightness"
-        for images in (fine, coarse):
-            both = reward_named(f"0.5*{name} + tiny_reward:brightness")
-            total, terms = scored_by_term(both, images, ["q"] * 5)
-            assert torch.equal(terms["tiny_reward:brightness"], brightness(images, []))
-            assert torch.equal(total, 0.5 * brightness(images, []) + brightness(images, []))
-        with pytest.raises(RewardFailed, match=r"of image 2 \('c'\) is nan"):
-            scored(
-                RemoteReward(service.url, "tiny_reward:broken", batch=3, concurrency=1), fine, list("abcde")
-            )
-        with pytest.raises(ValueError, match="did you mean 'tiny_reward:broken'"):
-            reward_named(f"{service.url}#tiny_reward:borken")
-        service.shutdown()
-    with pytest.raises(ValueError, match="put a key into"):
-        check(["oracle"], "0.0.0.0", "")
-    with pytest.raises(ValueError, match="weigh them where they are asked"):
-        check(["rank(oracle)"], "127.0.0.1", "")
-    with pytest.raises(ValueError, match="did you mean 'oracle'"):
-        check(["orcale"], "127.0.0.1", "")
+    for images in (fine, coarse):
+        both = reward_named(f"0.5*{plain.url}#light + tiny_reward:brightness")
+        total, terms = scored_by_term(both, images, ["q"] * 5)
+        exact = torch.from_numpy(images.numpy().mean(axis=(1, 2, 3), dtype=np.float64)).float()
+        assert torch.equal(terms["light"], exact)
+        assert torch.equal(total, 0.5 * exact + brightness(images, []))
+    with pytest.raises(ValueError, match="did you mean 'light'"):
+        reward_named(f"{plain.url}#lihgt")
+
+
+def test_a_torch_reward_at_the_end_of_a_pipe() -> None:
+    """What the process of a reward reads and writes. Fails when nan is sent as a value."""
+    images = torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(4))
+    source, out = io.BytesIO(), io.BytesIO()
+    header = {"shape": [3, 3, 8, 8], "dtype": "float32", "prompts": ["a", "b", "c"]}
+    frames.write(source, header, images.numpy().data.cast("B"))
+    for reward in (brightness, broken):
+        source.seek(0)
+        worker.serve(reward, source, out)
+    out.seek(0)
+    answers = [frames.read(out) for _ in range(3)]
+    assert answers[0] is not None and answers[1] is not None and answers[2] is None
+    assert torch.equal(torch.tensor(answers[0][0]["values"]), brightness(images, []))
+    assert answers[1][0] == {"why": "is nan; it is not replaced by 0", "index": 2, "prompt": "c"}
+
+
+def test_what_is_not_served() -> None:
+    for names, host, says in (
+        (["oracle"], "0.0.0.0", "put a key into"),
+        (["rank(oracle)"], "127.0.0.1", "weigh them where they are asked"),
+        (["orcale"], "127.0.0.1", "did you mean 'oracle'"),
+        (["oracle", "oracle"], "127.0.0.1", "named twice"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            check(names, host, "")

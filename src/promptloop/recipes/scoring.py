@@ -238,10 +238,7 @@ def read(file: Path) -> Tensor:
             if opened.mode not in MODES:
                 raise ValueError(f"{file} is an image of mode {opened.mode}; save it as 8-bit RGB first")
             upright = ImageOps.exif_transpose(opened)
-            if (
-                upright.has_transparency_data
-                and upright.convert("RGBA").getchannel("A").getextrema()[0] < 255
-            ):
+            if upright.has_transparency_data and np.array(upright.convert("RGBA"))[..., 3].min() < 255:
                 raise ValueError(f"{file} is transparent in parts; put it on a ground first")
             pixels = np.array(upright.convert("RGB"))
     except (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError) as error:
