@@ -15,7 +15,7 @@ from promptloop.rewards import frames, wire
 
 def obey(prompt: str) -> None:
     if prompt == "slow":
-        time.sleep(30)
+        time.sleep(300)
     once = prompt.removeprefix("die once ")
     if prompt == "die" or (once != prompt and not Path(once).exists()):
         Path(once).touch() if once != prompt else None

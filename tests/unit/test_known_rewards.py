@@ -37,3 +37,10 @@ def test_states(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for extra, wanted in (("there", "ready"), ("gone", "needs extra"), ("unheard-of", "needs extra")):
         assert reward_list.state(Known("a:b", "t", "s", extra=extra)) == wanted
     assert reward_list.state(Known("a:b", "t", "s", where="URL#MODEL")) == "needs URL#MODEL"
+
+
+def test_the_table_of_the_docs_is_the_one_of_the_code() -> None:
+    """Every reward has its row in docs/rewards.md (`reward_list.row` writes it)."""
+    rows = (Path(__file__).parents[2] / "docs" / "rewards.md").read_text(encoding="utf-8").splitlines()
+    for name, known in KNOWN.items():
+        assert reward_list.row(name, known) in rows

@@ -31,7 +31,7 @@ from promptloop.rewards.crew import Crew, Terms
 from promptloop.rewards.service import Bounds, Service
 
 TESTS = Path(__file__).resolve().parents[1]
-SMALL = Bounds(wire.Largest(2**20, 64, 32, 100), 4 * 2**20, 48, 1.0)
+SMALL = Bounds(wire.Largest(2**20, 64, 32, 100), 4 * 2**20, 48, 1.0, 0.02)
 
 
 @contextmanager
@@ -52,12 +52,12 @@ def serving(terms: Terms, pause: float = 0.0, key: str = "", bounds: Bounds = SM
 
 @pytest.fixture(scope="module")
 def plain() -> Iterator[Service]:
-    with serving(Terms(timeout=0.5, together=8)) as service:
+    with serving(Terms(timeout=2, together=8)) as service:
         yield service
 
 
 def asking(service: Service, **settings: Any) -> RemoteReward:
-    given = {"timeout": 10.0, "backoff": 0.05, "patience": 30.0, **settings}
+    given = {"timeout": 90.0, "backoff": 0.05, "patience": 180.0, **settings}
     return RemoteReward(service.url, "light", **given)
 
 
@@ -78,12 +78,12 @@ def test_load_and_a_killed_process_lose_nothing() -> None:
             runs = [clients.submit(remote, images[3 * k : 3 * k + 3], ["q"] * 3) for k in range(32)]
             time.sleep(0.15)
             os.kill(told(service)["workers"][0], signal.SIGKILL)
-            found = torch.cat([run.result(30) for run in runs])
+            found = torch.cat([run.result(180) for run in runs])
         assert torch.allclose(found, wanted, atol=1e-6)
         after = told(service)
         assert (after["images"], after["failed"], after["waiting"]) == (96, 0, 0)
         assert after["refused"] > 0 and after["restarts"] >= 1
-        end = time.monotonic() + 5
+        end = time.monotonic() + 60
         while not service.health()[0] and time.monotonic() < end:
             time.sleep(0.05)
         assert service.health()[0] and service.left == service.bounds.bytes
@@ -100,7 +100,7 @@ def test_what_has_no_value_is_told(plain: Service, tmp_path: Path) -> None:
     images = torch.rand(5, 3, 8, 8, generator=torch.Generator().manual_seed(1))
     remote = asking(plain, batch=2)
     for query, says in (
-        ("slow", "took longer than 0.5 s"),
+        ("slow", "took longer than 2 s"),
         ("die", r"ended its process twice \(exit code 9\)"),
     ):
         with pytest.raises(RewardFailed, match=says) as why:
@@ -119,20 +119,20 @@ def test_together_the_guilty_one_alone_fails(plain: Service) -> None:
     pixels = images.numpy()
     with ThreadPoolExecutor(8) as pool:
         runs = [
-            pool.submit(crew.ask, pixels[k : k + 1], ["wrong" if k == 3 else "q"], 10.0) for k in range(8)
+            pool.submit(crew.ask, pixels[k : k + 1], ["wrong" if k == 3 else "q"], 60.0) for k in range(8)
         ]
         for k, run in enumerate(runs):
             if k == 3:
                 with pytest.raises(RewardFailed):
-                    run.result(10)
+                    run.result(60)
             else:
-                assert run.result(10) == pytest.approx([float(pixels[k].mean())], abs=1e-6)
+                assert run.result(60) == pytest.approx([float(pixels[k].mean())], abs=1e-6)
 
 
 def send(
     service: Service, content: bytes, path: str = "/score", method: str = "POST", **headers: str
 ) -> tuple[int, str]:
-    connection = http.client.HTTPConnection(*service.server_address[:2], timeout=10)
+    connection = http.client.HTTPConnection(*service.server_address[:2], timeout=60)
     try:
         given = {"Content-Type": "application/json"} | {k.replace("_", "-"): v for k, v in headers.items()}
         connection.request(method, path, content, given)
@@ -215,14 +215,14 @@ def test_the_rest_of_http(plain: Service) -> None:
         (b"POST /score HTTP/1.1\r\nContent-Type: application/json\r\nContent-Length: 50\r\n\r\n{", b" 408 "),
         (b"nonsense\r\n\r\n", b"400"),
     ):
-        with socket.create_connection(plain.server_address[:2], timeout=10) as raw:
+        with socket.create_connection(plain.server_address[:2], timeout=60) as raw:
             raw.sendall(said)  # and no more: the third waits until the server has had enough
             assert wanted in raw.recv(2000), said
     for _ in range(SMALL.connections + 2):
-        with socket.create_connection(plain.server_address[:2], timeout=10) as raw:
+        with socket.create_connection(plain.server_address[:2], timeout=60) as raw:
             raw.sendall(b"POST /score HTTP/1.1\r\nContent-Le")
     assert send(plain, good) == (200, "") and plain.left == SMALL.bytes
-    page = http.client.HTTPConnection(*plain.server_address[:2], timeout=10)
+    page = http.client.HTTPConnection(*plain.server_address[:2], timeout=60)
     page.request("GET", "/")
     assert b"<td>light" in page.getresponse().read()
     page.close()
@@ -239,7 +239,7 @@ def test_a_full_server_says_when_to_come_again(monkeypatch: pytest.MonkeyPatch) 
         with ThreadPoolExecutor(8) as clients:
             hasty = asking(service, retries=0, patience=0.0)
             runs = [clients.submit(hasty, images, ["q"]) for _ in range(8)]
-            failed = [run.exception(20) for run in runs]
+            failed = [run.exception(60) for run in runs]
         assert 1 <= sum(error is None for error in failed) <= 7
         assert all(error is None or "503" in str(error) for error in failed)
         with pytest.raises(ConnectionError, match=r"reward light of image 0 \('q'\)"):

@@ -94,3 +94,14 @@ def in_cache(hub: str) -> bool:
 
     kept = Path(HF_HUB_CACHE) / f"models--{hub.replace('/', '--')}" / "snapshots"
     return any(file.is_file() for file in kept.glob("*/*"))
+
+
+def row(name: str, known: Known) -> str:
+    """The reward's line in the table of docs/rewards.md."""
+    where = f":{known.where}".replace("|", "\\|") if known.where else ""
+    needs = ", ".join(filter(None, [f"`[{known.extra}]`" if known.extra else "", known.hub]))
+    gradients = "yes" if known.differentiable else "no"
+    return (
+        f"| `{name}{where}` | {known.title} | {known.scale} | {gradients} | {needs or '-'} | "
+        f"{known.licence or '-'} |"
+    )

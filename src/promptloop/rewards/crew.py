@@ -102,15 +102,17 @@ class Crew:
             if self.why:
                 raise ValueError(f"reward {self.name} cannot be loaded: {self.why}")
 
-    def ask(self, images: np.ndarray, prompts: Sequence[str], patience: float) -> list[float]:
-        """The values of images [N, 3, H, W]. Busy where the queue is full, or nothing comes within `patience`
-        seconds; RewardFailed where there is no value, and will be none.
+    def ask(
+        self, images: np.ndarray, prompts: Sequence[str], patience: float, hold: float = 0.0
+    ) -> list[float]:
+        """The values of images [N, 3, H, W]. Busy where the queue is full and stays so for `hold` seconds, or
+        nothing comes within `patience` seconds; RewardFailed where there is no value, and will be none.
         """
         job = Job(images, prompts)
         with self.changed:
-            waiting = self._waiting()
-            if self.closed or (waiting and waiting + len(job) > self.terms.queue):
+            if not self.changed.wait_for(lambda: self._fits(job), min(hold, patience)) or self.closed:
                 self.counts["refused"] += 1
+                waiting = self._waiting()
                 raise Busy(f"reward {self.name} has {waiting} images waiting", self._wait(waiting))
             self.jobs.append(job)
             self.changed.notify_all()
@@ -142,6 +144,10 @@ class Crew:
             self.changed.notify_all()
             for process in self.processes.values():
                 process.kill()
+
+    def _fits(self, job: Job) -> bool:
+        waiting = self._waiting()
+        return self.closed or not waiting or waiting + len(job) <= self.terms.queue
 
     def _waiting(self) -> int:
         return sum(len(job) for job in self.jobs if not job.given_up)
@@ -205,6 +211,7 @@ class Crew:
                     break
                 self.jobs.popleft()
                 found += [job] if not job.given_up else []
+            self.changed.notify_all() if found else None  # there is room in the queue
             return found
 
     def _goes_with(self, found: list[Job], job: Job) -> bool:

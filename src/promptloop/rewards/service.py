@@ -33,13 +33,15 @@ LOCAL = ("127.0.0.1", "::1", "localhost")
 @dataclass(frozen=True)
 class Bounds:
     """`largest` request, `bytes` of all requests that are held at once (bodies, and images unpacked),
-    `connections` at once, `read` seconds in which a whole request must have come.
+    `connections` at once, `read` seconds in which a whole request must have come. A request for which there
+    is no room waits `hold` seconds, unread, before it is told to come again: its body would be sent in vain.
     """
 
     largest: wire.Largest = field(default_factory=wire.Largest)
     bytes: int = 512 * 2**20
     connections: int = 256
     read: float = 60.0
+    hold: float = 10.0
 
     def __post_init__(self) -> None:
         if self.bytes < 2 * self.largest.bytes:
@@ -70,7 +72,7 @@ class Service(ThreadingHTTPServer):
             self.address_family = socket.AF_INET6
         self.crews, self.key, self.began = dict(crews), key, time.time()
         self.places = threading.BoundedSemaphore(self.bounds.connections)
-        self.left, self.lock = self.bounds.bytes, threading.Lock()
+        self.left, self.changed = self.bounds.bytes, threading.Condition()
         super().__init__((host, port), Exchange)
 
     @property
@@ -98,15 +100,16 @@ class Service(ThreadingHTTPServer):
     @contextmanager
     def room(self, size: int) -> Iterator[None]:
         """Holds so many bytes; Busy where they are not there."""
-        with self.lock:
-            if size > self.left:
+        with self.changed:
+            if not self.changed.wait_for(lambda: size <= self.left, self.bounds.hold):
                 raise Busy(f"{self.bounds.bytes - self.left} bytes of requests are held already", 1)
             self.left -= size
         try:
             yield
         finally:
-            with self.lock:
+            with self.changed:
                 self.left += size
+                self.changed.notify_all()
 
     def health(self) -> tuple[bool, dict[str, Any]]:
         """Whether all rewards are ready, and what there is to tell."""
@@ -130,6 +133,9 @@ class Exchange(BaseHTTPRequestHandler):
     def setup(self) -> None:
         super().setup()
         self.unread = 0
+        self._start_clock()
+
+    def _start_clock(self) -> None:
         self.clock = threading.Timer(self.server.bounds.read, self._too_slow)
         self.clock.daemon = True
         self.clock.start()
@@ -179,7 +185,9 @@ class Exchange(BaseHTTPRequestHandler):
         largest = self.server.bounds.largest
         if length > largest.bytes:
             raise wire.Unfit(f"a request of {length} bytes; it may have {largest.bytes}", 413)
+        self.clock.cancel()  # what follows is not the client's waiting
         with self.server.room(2 * length):  # the images unpacked are checked against the same bound
+            self._start_clock()
             content = self._read(length)
             if self.path == "/rewards":
                 return self.server.health()[1]
@@ -189,7 +197,8 @@ class Exchange(BaseHTTPRequestHandler):
                 raise wire.Unfit(
                     f"no reward {asked.reward!r} here; {nearest(asked.reward, self.server.crews)}", 404
                 )
-            values = self.server.crews[asked.reward].ask(asked.images, asked.prompts, asked.patience)
+            crew, hold = self.server.crews[asked.reward], self.server.bounds.hold
+            values = crew.ask(asked.images, asked.prompts, asked.patience, hold)
         return {"reward": asked.reward, "values": values}
 
     def _length(self) -> int:
