@@ -8,7 +8,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from promptloop import __version__
+from promptloop import __version__, cli_rewards
 from promptloop.interrupt import Stopped
 from promptloop.names import nearest
 from promptloop.options import (
@@ -187,6 +187,9 @@ def train(
     except Stopped as stop:
         echo(f"promptloop: {stop}", err=True) if str(stop) else None
         raise typer.Exit(stop.code) from None
+
+
+app.registered_commands += cli_rewards.app.registered_commands
 
 
 @app.command(epilog="Example: promptloop methods fk")

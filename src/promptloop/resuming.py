@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from promptloop.parameters import Averaged
 from promptloop.sharding import divided_as, full
 from promptloop.swap import put
 
-Generators = tuple[dict[str, Tensor], dict[str, Any]]  # checkpoint.generators()
+Generators = tuple[dict[str, Tensor], dict[str, Any]]  # checkpoint.generators(), and an objective's memory
+OWN = "objective."  # before the names of that memory
 
 
 def held(
@@ -64,6 +66,17 @@ def restored(
         averaged.weights = {n: divided_as(t, parameters[n]) for n, t in under("average.").items()}
         averaged.updates = int(found.state["average_updates"])
     return int(found.state["update"])
+
+
+def moved(memory: Callable[[], dict[str, Tensor]]) -> Generators:
+    """What collecting a batch moves beside the weights: the generators, and the objective's own `memory`."""
+    numbers, words = checkpoint.generators()
+    return numbers | {f"{OWN}{name}": kept for name, kept in memory().items()}, words
+
+
+def remembered(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The objective's memory in a checkpoint."""
+    return {n.removeprefix(OWN): kept for n, kept in tensors.items() if n.startswith(OWN)}
 
 
 def add_line(log: Path, line: dict[str, float]) -> None:

@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import final
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from promptloop import checkpoint
 from promptloop.interrupt import Interrupt, Stopped, ended_by
 from promptloop.objectives.contract import Batch, Objective
 from promptloop.parameters import Averaged, trained
 from promptloop.processes import Processes
-from promptloop.resuming import Generators, add_line, cut, held, restored
+from promptloop.resuming import Generators, add_line, cut, held, moved, remembered, restored
 from promptloop.sharding import full
 from promptloop.swap import put
 from promptloop.timing import Stopwatch
@@ -106,7 +106,7 @@ def train(
     )
     averaged = Averaged(parameters, settings.average) if settings.average else None
     found = checkpoint.read(run, last_good=last_good)
-    first = 0 if found is None else restored(found, parameters, optimizer, averaged)
+    first = restored(found, parameters, optimizer, averaged) if found else 0
     cut(run / "metrics.jsonl", first) if processes.main else None
 
     def update_of(number: int, hold: Callable[[], None]) -> tuple[Batch, Line]:
@@ -115,6 +115,7 @@ def train(
                 objective.check(processes.share)
             if found is not None:
                 checkpoint.set_generators(found.tensors, found.state["generators"])
+                objective.remember(remembered(found.tensors))
         for group in optimizer.param_groups:
             group["lr"] = settings.rate(number)
         batch, line = one_update(objective, optimizer, parameters, settings, number, processes, hold)
@@ -131,9 +132,8 @@ def train(
     told = telling(after, run / "metrics.jsonl" if processes.main else None)
     with Interrupt(patient=processes.sharded is not None) as interrupt:
         last = min(settings.updates, stop_at or settings.updates)
-        whole_updates(
-            range(first, last), settings.save_every, run, processes, interrupt, update_of, told, write
-        )
+        whole_updates(range(first, last), settings.save_every, run, processes, interrupt, update_of, told,
+                      write, objective.memory)  # fmt: skip
     if averaged is not None:
         put(parameters, averaged.weights)
     return last
@@ -161,6 +161,7 @@ def whole_updates(
     update_of: Callable[[int, Callable[[], None]], tuple[Batch, Line]],
     told: Callable[[int, Batch, Line], None],
     write: Callable[[int, Generators], None],
+    memory: Callable[[], dict[str, Tensor]] = dict,
 ) -> None:
     """The updates one after another, with a checkpoint every `save_every`, at the end, and of the last whole
     one where something ends the run.
@@ -169,13 +170,13 @@ def whole_updates(
     be saved, so there a signal waits until they have ended an update.
     """
     done = saved = number = numbers.start
-    generators = checkpoint.generators()
+    generators = moved(memory)
     try:
         for number in numbers:
             batch, line = update_of(number, interrupt.hold)
-            done, generators = number + 1, checkpoint.generators()
+            done, generators = number + 1, moved(memory)
             told(number, batch, line)
-            generators = checkpoint.generators()
+            generators = moved(memory)
             own = float(interrupt.pending or 0)
             came = processes.totals({"signal": own})["signal"] if interrupt.patient else 0.0
             if done % save_every == 0 or done == numbers.stop or came:

@@ -54,14 +54,14 @@ def test_killed_at_random_and_resumed_equals_uninterrupted(models: list[str], tm
     In update 1 the first draft is alone (--first-alone 1).
     """
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    code, out, err = train("mini", "--steps", "30", "--out", str(whole), *models, *SMALL)
+    code, out, err = train("mini", "--steps", "21", "--out", str(whole), *models, *SMALL)
     assert code == 0, err
-    assert "30 updates" in out and (whole / "README.md").is_file()
-    assert (whole / "sheets" / "000030.png").is_file()
-    for update, written in (("000001", 1), ("000030", 2)):
+    assert "21 updates" in out and (whole / "README.md").is_file()
+    assert (whole / "sheets" / "000021.png").is_file()
+    for update, written in (("000001", 1), ("000021", 2)):
         told = json.loads((whole / "sheets" / f"{update}.json").read_text())
         assert {len(episode["drafts"]) for episode in told} == {written}
-    killed_and_resumed(parts, 30, 5, models)
+    killed_and_resumed(parts, 21, 5, models)
     a, b = result(whole), result(parts)
     assert a.keys() == b.keys() and all(bool((a[k] == b[k]).all()) for k in a)
     assert learned(a)

@@ -15,27 +15,27 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_training import SMALL, learned, result, train
+from tiny_training import SMALL, learned, result
 
 from promptloop.recipes import loaded, parts, runs
 
 
-def test_going_on_says_what_is_lost(models: list[str], tmp_path: Path) -> None:
+def test_going_on_says_what_is_lost(models: list[str], command: Callable[..., Any], tmp_path: Path) -> None:
     """Fails when a run without a checkpoint starts anew in silence, lost metrics are passed over, or a
     damaged config ends in a parser's words.
     """
     run = tmp_path / "run"
-    code, _, err = train("mini", "--steps", "3", *models, *SMALL, "--out", str(run))
+    code, _, err = command("train", "mini", "--steps", "3", *models, *SMALL, "--out", str(run))
     assert code == 0, err
     metrics = run / "metrics.jsonl"
     metrics.write_text("".join(metrics.read_text().splitlines(True)[1:]))
-    code, _, err = train("mini", "--resume", "--out", str(run))
+    code, _, err = command("train", "mini", "--resume", "--out", str(run))
     assert code == 0 and "has lost the lines of 1 updates, the first 1" in err
     shutil.rmtree(run / "checkpoints")
-    code, _, err = train("mini", "--resume", "--out", str(run))
+    code, _, err = command("train", "mini", "--resume", "--out", str(run))
     assert code == 0 and "no checkpoint yet" in err
     (run / "config.json").write_text("{")
-    code, _, err = train("mini", "--resume", "--out", str(run))
+    code, _, err = command("train", "mini", "--resume", "--out", str(run))
     assert code == 2 and "config.json is damaged" in err
 
 

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +33,30 @@ class Of(Objective):
         return self.of(self.network.weight, part).sum(), {}
 
 
+@dataclass(frozen=True, eq=False)
+class Counting(Objective):
+    """Its loss has the sum of all updates there have been, which it keeps itself."""
+
+    network: nn.Linear
+    sums: Tensor
+
+    def check(self, share: Share) -> None:
+        self.sums.add_(100)  # what a resumed run's check does to it must not go on
+
+    def collect(self, update: int, share: Share) -> Batch:
+        self.sums.add_(update)
+        return Batch((update,))
+
+    def loss(self, part: int) -> tuple[Tensor, dict[str, Tensor]]:
+        return (self.network.weight * self.sums).sum(), {}
+
+    def memory(self) -> dict[str, Tensor]:
+        return {"sums": self.sums.clone()}
+
+    def remember(self, kept: Mapping[str, Tensor]) -> None:
+        self.sums.copy_(kept["sums"])
+
+
 def falling(weight: Tensor, update: int) -> Tensor:
     """Its slope at update 1, where the weight is 1, is infinite."""
     return (weight - update).sqrt()
@@ -46,6 +70,20 @@ def one_weight() -> nn.Linear:
     network = nn.Linear(1, 1, bias=False)
     torch.nn.init.ones_(network.weight)
     return network
+
+
+def test_an_objective_goes_on_from_its_memory(tmp_path: Path) -> None:
+    """Fails when the memory is left out of the checkpoint, or is put back before the start's check."""
+    its, whole = Training(updates=4, warmup=1, save_every=1), Counting(one_weight(), torch.zeros(1))
+    for run in ("whole", "parts"):
+        (tmp_path / run).mkdir()
+    train(whole, whole.network, its, tmp_path / "whole")
+    first, later = (Counting(one_weight(), torch.zeros(1)) for _ in range(2))
+    train(first, first.network, its, tmp_path / "parts", stop_at=2)
+    train(later, later.network, its, tmp_path / "parts")
+    assert torch.equal(later.sums, whole.sums) and torch.equal(later.network.weight, whole.network.weight)
+    with pytest.raises(ValueError, match="holds sums, which Of has not"):
+        train(Of(later.network, square), later.network, Training(updates=5), tmp_path / "parts")
 
 
 def test_a_gradient_that_is_not_finite_stops_before_it_is_used(tmp_path: Path) -> None:

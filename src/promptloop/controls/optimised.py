@@ -137,6 +137,7 @@ def terms_of(reward: Reward, apart: bool) -> list[tuple[float, Reward]]:
     each = [*reward.terms.values()] if isinstance(reward, Weighted) else [(1.0, reward)]
     for _, term in each:
         check_differentiable(term, "zero_order and find need its values only")
+    check_differentiable(reward, "a sum has gradients on the raw scale alone, and without gates")
     return each if apart else [(1.0, reward)]
 
 

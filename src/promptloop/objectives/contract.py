@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, final
 
@@ -56,6 +56,15 @@ class Objective(ABC):
     def touched(self) -> Tensor:
         """A differentiable number that every trained weight moves; asked for where the network is sharded."""
         raise ValueError(f"{type(self).__name__} does not train a sharded network")
+
+    def memory(self) -> dict[str, Tensor]:
+        """What a checkpoint must hold of the objective itself: what it has learned beside the weights."""
+        return {}
+
+    def remember(self, kept: Mapping[str, Tensor]) -> None:
+        """Puts a `memory` back; ValueError where it does not fit."""
+        if kept:
+            raise ValueError(f"the checkpoint holds {', '.join(kept)}, which {type(self).__name__} has not")
 
     @abstractmethod
     def loss(self, part: Any) -> tuple[Tensor, dict[str, Tensor]]:

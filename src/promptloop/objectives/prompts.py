@@ -7,7 +7,7 @@ why.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, final
@@ -24,6 +24,7 @@ from promptloop.policies.contract import Draft, Policy, Request
 from promptloop.policies.first import First
 from promptloop.policies.mllm import Mllm
 from promptloop.policies.served import Served
+from promptloop.rewards.composite import Weighted
 from promptloop.rewards.contract import Reward
 from promptloop.rollout import Geometry, Rollout, rollout
 from promptloop.timing import Stopwatch
@@ -110,6 +111,16 @@ class PromptGRPO(Objective):
         if self.served is not None and self.served.policy is not self.policy:
             raise ValueError("served follows another policy than the one that is trained; give it this one")
 
+    def memory(self) -> dict[str, Tensor]:
+        """The running statistics of a reward by z-scores."""
+        return self.reward.state() if isinstance(self.reward, Weighted) else {}
+
+    def remember(self, kept: Mapping[str, Tensor]) -> None:
+        if isinstance(self.reward, Weighted):
+            self.reward.restore(kept)
+        else:
+            super().remember(kept)
+
     # --- before the first update
 
     def check(self, share: Share) -> None:
@@ -118,6 +129,9 @@ class PromptGRPO(Objective):
         if len(asked) != self.geometry.queries:
             raise ValueError(f"{len(asked)} queries for an update of {self.geometry.queries} groups")
         share.of_rows(asked)
+        if share.of > 1 and isinstance(self.reward, Weighted) and self.reward.norm == "z":
+            raise ValueError("z(...) keeps statistics of its own in every process, so rewards would not be "
+                             "on one scale; train in one process, or use rank(...)")  # fmt: skip
         image = torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(self.seed))
         requests = [
             Request(q, q, shown, when) for q in asked[:2] for shown, when in ((None, 0.0), (image, 0.5))

@@ -117,11 +117,6 @@ class Endpoint(Policy):
         return Server(self.url, self.timeout, self.retries, self.backoff, self.key_variable)
 
 
-def is_server(name: str) -> bool:
-    """Whether a policy's name is a server's address."""
-    return name.lower().startswith(("http://", "https://"))
-
-
 def _content(message: Mapping[str, Any], request: Request) -> str | list[dict[str, Any]]:
     """The message's parts in OpenAI's form; text alone as a plain string, which all servers read."""
     parts = message["content"]

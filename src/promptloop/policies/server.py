@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import random
 import ssl
 import threading
 import time
@@ -19,16 +20,18 @@ from urllib.parse import SplitResult, urlsplit
 
 LARGEST = 4 * 2**20  # bytes of an answer: a prompt is a few hundred
 PASSING = (408, 425, 429)  # refusals that a later try may not meet, as every 5xx
+BUSY = (429, 503)  # refusals that may say when to come again
+APART = random.SystemRandom()  # no seed is used up by waiting
 Answer = TypeVar("Answer")
 
 
 @final
 class Refused(ValueError):
-    """The server answered with a `status` that no later try can mend."""
+    """The server answered with a `status` that no later try can mend, and the body `said`."""
 
-    def __init__(self, what: str, status: int) -> None:
+    def __init__(self, what: str, status: int, said: bytes = b"") -> None:
         super().__init__(what)
-        self.status = status
+        self.status, self.said = status, said
 
 
 @final
@@ -38,9 +41,11 @@ class Server:
 
     `timeout` bounds one try, from connecting to the last byte, in seconds. What may pass (no connection, no
     answer in time, an answer cut off or not JSON, 408, 425, 429, 5xx) is tried `retries` times more, after
-    `backoff` seconds, then twice as long, and so on, or after what the server's Retry-After says. The key is
-    read from the environment variable `key_variable` at each request and kept nowhere. Redirects are not
-    followed: they would take the key elsewhere.
+    `backoff` seconds, then twice as long, and so on, or after what the server's Retry-After says. A server
+    that is busy and says for how long (429 or 503 with Retry-After) is waited for without counting that as a
+    try, until `patience` seconds after the first. The key is read from the environment variable
+    `key_variable` at each request and kept nowhere. Redirects are not followed: they would take the key
+    elsewhere.
     """
 
     url: str
@@ -48,6 +53,7 @@ class Server:
     retries: int = 3
     backoff: float = 1.0
     key_variable: str = "PROMPTLOOP_API_KEY"
+    patience: float = 0.0
 
     def __post_init__(self) -> None:
         self._address  # noqa: B018  (it must be one)
@@ -66,11 +72,18 @@ class Server:
         for what no later try can mend (any other status). Both name the url and what to do.
         """
         content, stop = json.dumps(body).encode(), stop or threading.Event()
-        for tried in range(1, self.retries + 2):
+        tried, began = 0, time.monotonic()
+        while tried <= self.retries:
             try:
                 return self._once(path, content, plain)
             except _Passing as failure:
                 last = failure
+            waited = time.monotonic() - began
+            if last.busy and last.wait is not None and waited + last.wait < self.patience:
+                if stop.wait(max(last.wait, 0.1) * APART.uniform(0.5, 1)):  # not all clients in one moment
+                    break
+                continue
+            tried += 1
             if last.wait is not None and last.wait > self.timeout:
                 raise ConnectionError(
                     f"{self.url} asks to wait {last.wait:.0f} s, longer than timeout={self.timeout:g}: {last}"
@@ -96,10 +109,11 @@ class Server:
             raise _Passing(f"no connection ({why})", "is the server running there?") from error
         if status in PASSING or status >= 500:
             advice = "lower concurrency, or wait" if status == 429 else "the server's log says why"
-            raise _Passing(f"status {status}{self._why(said)}", advice, _wait(headers.get("Retry-After")))
+            wait = _wait(headers.get("Retry-After"))
+            raise _Passing(f"status {status}{self._why(said)}", advice, wait, status in BUSY)
         if status != 200:
             what = f"{self.url} answered with status {status}{self._why(said)}; {self._advice(status)}"
-            raise Refused(what, status)
+            raise Refused(what, status, said)
         try:
             return json.loads(said)
         except (ValueError, RecursionError) as error:
@@ -230,9 +244,9 @@ def at_once(ask: Callable[..., Answer], rows: Sequence[tuple[Any, ...]], most: i
 class _Passing(Exception):
     """A failure that a later try may not meet; what to do if it does; how long the server asks to wait."""
 
-    def __init__(self, what: str, advice: str, wait: float | None = None) -> None:
+    def __init__(self, what: str, advice: str, wait: float | None = None, busy: bool = False) -> None:
         super().__init__(what)
-        self.advice, self.wait = advice, wait
+        self.advice, self.wait, self.busy = advice, wait, busy
 
 
 def _left(end: float) -> float:

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import torch
 
-from promptloop.names import HUB_ID
-from promptloop.policies.endpoint import is_server
+from promptloop.names import HUB_ID, is_server
 from promptloop.processes import Processes
 from promptloop.recipes import parts, real, runs
 from promptloop.recipes.prompts import Prompts, prompts_from

@@ -25,7 +25,7 @@ from promptloop.recipes.played import Played, trained_as
 from promptloop.recipes.played import write as write_played
 from promptloop.recipes.progress import Progress, silent
 from promptloop.recipes.prompts import Prompts
-from promptloop.recipes.rewards import reward_named
+from promptloop.recipes.rewards import own_scale, reward_named
 from promptloop.recipes.settings import TOLERANCE, Grpo
 from promptloop.recipes.sheet import write_sheet
 from promptloop.recipes.tracking import idle, push, told, tracker
@@ -60,7 +60,7 @@ def grpo(
         tell_once(word)
     prompts = prompts_of(settings, tell_once)
     reward = reward_named(settings.reward, device)
-    gold = None if settings.gold == "none" else reward_named(settings.gold, device)
+    gold = None if settings.gold == "none" else own_scale(reward_named(settings.gold, device), settings.gold)
     lock: AbstractContextManager[Any] = nullcontext()
     if processes.main:
         read = prompts and prompts.sha256

@@ -6,10 +6,10 @@ import hashlib
 from typing import Any
 
 from promptloop.denoisers.loras import LoraSource, files
-from promptloop.policies.endpoint import is_server
+from promptloop.names import is_server
 from promptloop.recipes import parts
 from promptloop.recipes.digests import file_digest, folder_digest
-from promptloop.recipes.rewards import TERM
+from promptloop.recipes.reward_words import names_in
 from promptloop.world import weights
 
 ROLES = {"backbone": "backbone", "policy": "policy", "first": "policy"}  # setting -> what it names
@@ -28,10 +28,7 @@ def digests(settings: Any) -> dict[str, str]:
         [LoraSource.parse(text) for text in getattr(settings, "loras", list)()]
     ).values():
         found[f"lora {source.name}"] = file_digest(file)
-    terms = [
-        match[2].strip() for part in settings.reward.split(" + ") if (match := TERM.fullmatch(part.strip()))
-    ]
-    if known := [number for number in map(of_reward, terms) if number]:
+    if known := [number for number in map(of_reward, names_in(settings.reward)) if number]:
         found["reward"] = hashlib.sha256(" ".join(known).encode()).hexdigest()
     return found
 

@@ -24,7 +24,7 @@ from promptloop.processes import Processes
 from promptloop.recipes import loaded, parts, runs
 from promptloop.recipes.dpo_settings import MiniDPO
 from promptloop.recipes.progress import Progress
-from promptloop.recipes.rewards import reward_named
+from promptloop.recipes.rewards import own_scale, reward_named
 from promptloop.rewards.contract import scored
 from promptloop.sample import Control, sample
 from promptloop.train import After, Line, train
@@ -49,8 +49,8 @@ def mini_dpo(
     where, embedded = parts.locate(settings.backbone, "backbone")
     base = settings.backbone if embedded else where  # not as typed: another directory would find another one
     parts.locate(settings.policy, "policy")
-    reward = reward_named(settings.reward)
-    gold = None if settings.gold == "none" else reward_named(settings.gold)
+    reward = own_scale(reward_named(settings.reward), settings.reward)
+    gold = None if settings.gold == "none" else own_scale(reward_named(settings.gold), settings.gold)
     device = parts.device_named(settings.device)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("mini-dpo runs in one process so far; start it without torchrun and the like")

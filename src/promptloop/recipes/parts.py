@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from importlib import import_module
 from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
@@ -19,11 +16,12 @@ from promptloop.denoisers import load as load_denoiser
 from promptloop.denoisers.denoiser import Denoiser
 from promptloop.denoisers.loras import LoraSource, files
 from promptloop.json_file import read_object
-from promptloop.names import HUB_ID, LORA_CONFIG, first_line, nearest, one_of
+from promptloop.names import DOTTED, HUB_ID, LORA_CONFIG, first_line, imported, is_server, nearest, one_of
 from promptloop.policies.contract import Policy
-from promptloop.policies.endpoint import Endpoint, is_server
+from promptloop.policies.endpoint import Endpoint
 from promptloop.policies.first import First
 from promptloop.recipes import runs
+from promptloop.recipes.devices import device_named as device_named
 from promptloop.recipes.digests import folder_digest, lora_entry
 from promptloop.world import BACKBONES, weights
 
@@ -31,7 +29,6 @@ if TYPE_CHECKING:
     from promptloop.policies.mllm import Mllm
 
 NAMES = {"backbone": BACKBONES, "policy": ("mini-policy", "mini-vlm", "none")}
-DOTTED = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
 @final
@@ -50,21 +47,6 @@ class Part:
         kind = type(self.value).__name__
         told = {"name": self.name, "class": kind, "sha256": self.sha256, "embedded": self.embedded}
         return told | ({"loras": list(self.loras)} if self.loras else {})
-
-
-def device_named(name: str) -> torch.device:
-    """ "auto" is CUDA or MPS where there is one, else the CPU; of several processes each takes its own CUDA
-    device. ValueError for a device that is not here.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        if name == "cuda" and "LOCAL_RANK" in os.environ:  # else all begin on the first one
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        torch.zeros(1, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {name!r} cannot be used here: {first_line(error)}") from error
-    return torch.device(name)
 
 
 def backbone(
@@ -257,15 +239,6 @@ def family_of(name: str) -> str:
     """The backbone that `name` is, or is a LoRA of."""
     base = lora_base(Path(locate(name, "backbone")[0]))
     return name if base is None else family_of(base)
-
-
-def imported(name: str, role: str) -> Any:
-    """What "package.module:name" stands for; ValueError where it cannot be imported."""
-    module, _, attribute = name.partition(":")
-    try:
-        return getattr(import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"{role} {name!r} cannot be imported: {error}") from error
 
 
 def made_by(name: str, kind: type, role: str) -> Any:

@@ -7,8 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, final
 
-from promptloop.names import HUB_ID
-from promptloop.policies.endpoint import is_server
+from promptloop.names import HUB_ID, is_server
 from promptloop.recipes import parts, runs
 from promptloop.recipes.settings import Grpo
 from promptloop.recipes.usual import usual

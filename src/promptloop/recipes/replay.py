@@ -8,8 +8,8 @@ from typing import Any, final
 
 import torch
 
+from promptloop.names import is_server
 from promptloop.policies.contract import Policy
-from promptloop.policies.endpoint import is_server
 from promptloop.recipes import trace as traces
 from promptloop.recipes.folder import check
 from promptloop.recipes.generate import Generated, load, run, written

@@ -3,39 +3,57 @@
 from __future__ import annotations
 
 import difflib
-import re
 from importlib.util import find_spec
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from promptloop.names import nearest
-from promptloop.recipes.parts import DOTTED, imported
-from promptloop.rewards.composite import Weighted
+from promptloop.names import DOTTED, imported, is_server, nearest
+from promptloop.recipes import reward_words
 from promptloop.rewards.known import KNOWN
 
+if TYPE_CHECKING:
+    import torch
+
+    from promptloop.rewards.composite import Weighted
+
 LEARNED = tuple(name for name, known in KNOWN.items() if known.where)  # NAME or NAME:WHERE
-NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
-TERM = re.compile(rf"(?:({NUMBER})\s*\*\s*)?([^*]+)")  # WEIGHT*NAME, or NAME
 
 
 def reward_named(name: str, device: str | torch.device = "cpu") -> Any:
     """The reward `name` stands for: one of the embedded world's, a learned one ("imagereward:FOLDER_OR_ID"),
-    the user's own ("module:name"), or a weighted sum ("0.25*imagereward:DIR + 1*judge:DIR"); ValueError with
-    the nearest.
+    the user's own ("module:name"), one that another process serves ("http://HOST:PORT#NAME"), or what is made
+    of these ("rank(0.25*imagereward:DIR + 1*judge:DIR) if module:safe>=0.5"); ValueError with the nearest.
     """
-    if " + " in name or "*" in name:
+    if reward_words.is_composed(name):
         return weighted(name, device)
+    check_name(name)
+    if is_server(name):
+        from promptloop.rewards.remote import RemoteReward
+
+        return RemoteReward.named(name)
     kind, _, where = name.partition(":")
     known = KNOWN.get(kind)
-    if known is not None and known.where and (where or ":" not in name):
-        return imported(known.made, "reward").load(where or None, device=device)
-    if known is not None and ":" not in name:
-        return imported(known.made, "reward")()
-    if DOTTED.fullmatch(name) and not mistyped(kind):
-        return own(name, "reward", "(images, queries)")
+    if known is not None:
+        made = imported(known.made, "reward")
+        return made.load(where or None, device=device) if known.where else made()
+    return own(name, "reward", "(images, queries)")
+
+
+def check_name(name: str) -> None:
+    """ValueError, with the nearest, for what is no name of a reward. Imports no reward."""
+    kind, _, where = name.partition(":")
+    known = KNOWN.get(kind)
+    if is_server(name) or (known is not None and (":" not in name or (known.where and where))):
+        return
+    if known is None and DOTTED.fullmatch(name) and not mistyped(kind):
+        return
     names = [*KNOWN, *(f"{learned}:{where}" for learned in LEARNED if where)]
     raise ValueError(f"no reward {name!r}; {nearest(name, names)} (or your own package.module:name)")
+
+
+def check(said: str) -> None:
+    """ValueError for what `reward_named` could not read, before anything heavy is imported."""
+    for name in reward_words.names_in(said):
+        check_name(name)
 
 
 def early_reward_named(name: str, device: str | torch.device = "cpu") -> Any:
@@ -79,18 +97,48 @@ def weighted(said: str, device: str | torch.device) -> Weighted:
     """The sum that is written out: its terms are named by what stands before the colon, where that is enough
     to tell them apart.
     """
-    parts = [part.strip() for part in said.split(" + ")]
-    terms = [(float(match[1] or 1), match[2].strip()) for part in parts if (match := TERM.fullmatch(part))]
-    if len(terms) < len(parts):
-        wrong = next(part for part in parts if not TERM.fullmatch(part))
-        raise ValueError(f"reward {said!r} has the term {wrong!r}, which is not WEIGHT*NAME; write a sum as "
-                         "0.25*imagereward:DIR + -1*judge:DIR")  # fmt: skip
-    short = [name.partition(":")[0] if name.partition(":")[0] in LEARNED else name for _, name in terms]
-    names = short if len(set(short)) == len(terms) else [name for _, name in terms]
-    if len(set(names)) < len(terms):
+    from promptloop.rewards.composite import Gate, Weighted
+
+    written = reward_words.read(said)
+    check(said)
+    names = [name for _, name in written.terms]
+    if len(set(names)) < len(names):
         raise ValueError(f"reward {said!r} has a term twice; add up its weights")
-    rewards = [(weight, reward_named(name, device)) for weight, name in terms]
-    return Weighted(dict(zip(names, rewards, strict=True)))
+    called = shortened([*names, *(name for name, _, _ in written.gates)])
+    made = {name: reward_named(name, device) for name in called}
+    bounds: dict[str, dict[str, float]] = {}
+    for name, sign, number in written.gates:
+        side = "least" if sign == ">=" else "below"
+        if side in bounds.setdefault(name, {}):
+            raise ValueError(f"reward {said!r} has the gate {name}{sign} twice; leave one away")
+        bounds[name][side] = number
+    return Weighted(
+        {called[name]: (weight, made[name]) for weight, name in written.terms},
+        written.norm,  # type: ignore[arg-type]
+        {called[name]: Gate(made[name], **sides) for name, sides in bounds.items()},
+        written.shut,
+    )
+
+
+def own_scale(reward: Any, said: str) -> Any:
+    """The reward; ValueError where an image's value depends on the others in the batch."""
+    if getattr(reward, "norm", "raw") != "raw":
+        raise ValueError(
+            f"reward {said!r} compares the images of a batch, and here each must have a value of its own; "
+            f"leave {reward.norm}(...) away and weigh the raw scales"
+        )
+    return reward
+
+
+def shortened(names: list[str]) -> dict[str, str]:
+    """Name -> what it is called in logs: what stands before its colon or after its #, unless two share it."""
+
+    def short_of(name: str) -> str:
+        kind = name.partition(":")[0]
+        return name.rpartition("#")[2] if is_server(name) else kind if kind in LEARNED else name
+
+    short = {name: short_of(name) for name in names}
+    return short if len(set(short.values())) == len(short) else {name: name for name in names}
 
 
 def mistyped(kind: str) -> bool:

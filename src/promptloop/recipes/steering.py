@@ -17,7 +17,13 @@ from promptloop.names import LORA_CONFIG, one_of
 from promptloop.recipes import parts
 from promptloop.recipes.methods import METHODS, OWN, is_driver, makers, method_named, settings_of
 from promptloop.recipes.reading import read_as
-from promptloop.recipes.rewards import early_reward_named, golden_noise_named, log_h_named, reward_named
+from promptloop.recipes.rewards import (
+    early_reward_named,
+    golden_noise_named,
+    log_h_named,
+    own_scale,
+    reward_named,
+)
 from promptloop.sample import Control, Sample, Solver, sample
 from promptloop.solvers import CPS, DDIM, LCM, DanceSDE, Euler, FlowSDE, Heun, Scheduler
 
@@ -164,7 +170,7 @@ def value(
 ) -> Any:
     """One setting from its text."""
     if key in REWARDS:
-        return None if text == "none" else reward_named(text, device)
+        return None if text == "none" else own_scale(reward_named(text, device), text)
     if key in POLICIES:
         return parts.load_policy(text, device=torch.device(device), dtype=denoiser.dtype)
     if key in MODELS:

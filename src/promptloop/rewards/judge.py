@@ -12,7 +12,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from promptloop.policies.endpoint import is_server
+from promptloop.names import is_server
 from promptloop.rewards.chat import Chat, pictures, turn
 from promptloop.rewards.contract import Reward
 

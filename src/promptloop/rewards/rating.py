@@ -17,7 +17,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from promptloop.policies.endpoint import is_server
+from promptloop.names import is_server
 from promptloop.rewards.chat import Answers, Chat
 from promptloop.rewards.contract import Reward
 from promptloop.rewards.rows import failed, one_by_one
