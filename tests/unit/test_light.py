@@ -33,7 +33,7 @@ HEAVY = (
         ("train mini --window 0 2", 2, "two numbers in one word: --window 0,0.75"),
         ("train mini --help", 0, "--window none"),
         ("train", 0, "the recipes:"),
-        ("rewards", 0, " ready        the embedded world's exact grade"),
+        ("rewards", 0, " ready          the embedded world's exact grade"),
         ("rewards oracle", 0, "scale 0 to 1, not differentiable"),
         ("rewards orcale", 2, "did you mean 'oracle'?"),
     ],
