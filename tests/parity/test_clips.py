@@ -84,7 +84,7 @@ def test_a_reward_is_what_its_formula_says(name: str, folders: dict[str, Path]) 
     """Fails when a tensor is renamed or split wrongly, the heads, activation, mask, scale or ending are
     others, or when a sample depends on its batch.
 
-    One-line breaks tried: `head=160` for PickScore; `OPEN` 0.01; gate and value exchanged; SigLIP's bias left out.
+    One-line breaks tried: `head=160` for PickScore; `OPEN` 0.01; gate and value exchanged; no bias in SigLIP.
     """
     _, tensors, view, score = CASES[name]
     reward: Any = reward_named(f"{name}:{folders[name]}")

@@ -110,7 +110,7 @@ class HPSv3(nn.Module):
             CHAT.format(picture=PICTURE * places, text=self.text.replace(QUERY, query)) for query in queries
         ]
         found = [torch.tensor(each.ids) for each in self.tokenizer.encode_batch(texts)]
-        picture, reward = (self.tokenizer.token_to_id(name) for name in (PICTURE, REWARD))
+        picture, reward = (self.tokenizer.token_to_id(name) or 0 for name in (PICTURE, REWARD))
         for query, row in zip(queries, found, strict=True):
             if int(row.eq(picture).sum()) != places or int(row.eq(reward).sum()) != 1:
                 raise ValueError(f"query {query!r} holds {PICTURE} or {REWARD}, which stand for other things")
