@@ -84,7 +84,7 @@ def test_a_reward_is_what_its_formula_says(name: str, folders: dict[str, Path]) 
     """Fails when a tensor is renamed or split wrongly, the heads, activation, mask, scale or ending are
     others, or when a sample depends on its batch.
 
-    One-line breaks tried: TURNED empty; `head=64` for PickScore; `threshold` 0.01; gate and value exchanged.
+    One-line breaks tried: `head=160` for PickScore; `OPEN` 0.01; gate and value exchanged; no bias in SigLIP.
     """
     _, tensors, view, score = CASES[name]
     reward: Any = reward_named(f"{name}:{folders[name]}")
@@ -106,7 +106,7 @@ def test_a_reward_is_what_its_formula_says(name: str, folders: dict[str, Path]) 
 @pytest.mark.parametrize("name", CASES)
 def test_gradients_are_the_slopes(name: str, folders: dict[str, Path]) -> None:
     """Along one direction, in double precision, against central differences. Fails when something on the way
-    is detached or rounded (tried: `.detach()` on the patches).
+    is detached or rounded (tried: `.detach()` on what the view makes).
     """
     reward: Any = reward_named(f"{name}:{folders[name]}").double()
     rng = torch.Generator().manual_seed(2)
@@ -123,7 +123,7 @@ def test_gradients_are_the_slopes(name: str, folders: dict[str, Path]) -> None:
 
 @pytest.mark.parametrize("name", CASES)
 def test_what_does_not_fit_is_told(name: str, tmp_path: Path) -> None:
-    """Fails when a checkpoint with other tensors is loaded in silence."""
+    """Fails when a checkpoint with other tensors is loaded in silence (tried: `if False` in `fill`)."""
     state = CASES[name][1]()
     gone = next(
         n for n in reversed(state) if "rotary" not in n and "position_ids" not in n and "scale" not in n

@@ -146,8 +146,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_reward_is_what_its_formula_says(folder: Path) -> None:
     """Fails when the picture's tokens get rows and columns as positions, the wrong token is read, a tensor is
     renamed wrongly, patches come in another order, or a text's filling counts.
-
-    One-line break tried: `last - 1`.
     """
     reward: Any = reward_named(f"hpsv3:{folder}")
     reward.tokens = 6
@@ -207,6 +205,10 @@ def test_what_does_not_fit_is_told(folder: Path, tmp_path: Path) -> None:
                         ({"rm_head.0.weight": torch.zeros(2, 2)}, "is missing")):  # fmt: skip
         with pytest.raises(ValueError, match=wanted):
             reward_named(f"hpsv3:{saved(tmp_path, odd)}")
+    config = json.loads((saved(tmp_path) / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"image_token_id": 3}))
+    with pytest.raises(ValueError, match=r"has another <\|image_pad\|> than"):
+        reward_named(f"hpsv3:{tmp_path}")
     (tmp_path / "instruction.txt").write_text("Rate {text_prompt}")
     with pytest.raises(ValueError, match="once each"):
         reward_named(f"hpsv3:{tmp_path}")

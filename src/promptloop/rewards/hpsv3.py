@@ -81,8 +81,10 @@ class HPSv3(nn.Module):
             network = Judged(config_in(folder, "qwen2_vl"), tensors)
         except KeyError as error:
             raise ValueError(f"{file} is no HPSv3 checkpoint: {error.args[0]!r} is missing") from None
+        if tokenizer.token_to_id(PICTURE) != network.model.config.image_token_id:
+            raise ValueError(f"the tokenizer beside {file} has another {PICTURE} than its config.json")
         if torch.device(device).type == "cuda":
-            network.model.to(torch.bfloat16)
+            network.model.bfloat16()
         fill(network, tensors, str(file), "HPSv3")
         return HPSv3(network, tokenizer, text).requires_grad_(False).eval().to(device)
 
@@ -108,9 +110,9 @@ class HPSv3(nn.Module):
             CHAT.format(picture=PICTURE * places, text=self.text.replace(QUERY, query)) for query in queries
         ]
         found = [torch.tensor(each.ids) for each in self.tokenizer.encode_batch(texts)]
-        picture, reward = (self.tokenizer.token_to_id(name) for name in (PICTURE, REWARD))
+        picture, reward = (self.tokenizer.token_to_id(name) or 0 for name in (PICTURE, REWARD))
         for query, row in zip(queries, found, strict=True):
-            if int((row == picture).sum()) != places or int((row == reward).sum()) != 1:
+            if int(row.eq(picture).sum()) != places or int(row.eq(reward).sum()) != 1:
                 raise ValueError(f"query {query!r} holds {PICTURE} or {REWARD}, which stand for other things")
         return nn.utils.rnn.pad_sequence(found, batch_first=True), torch.tensor(
             [len(row) - 1 for row in found]
