@@ -14,6 +14,7 @@ from tiny_reward import brightness
 from torch import Tensor
 from transformers import CLIPConfig, CLIPTextConfig, CLIPVisionConfig
 
+from promptloop.recipes.loaded import of_reward
 from promptloop.recipes.rewards import reward_named
 from promptloop.rewards.contract import scored
 from promptloop.rewards.imagereward import prepared
@@ -82,6 +83,14 @@ def test_the_decision_is_the_pipelines(folder: Path) -> None:
                 assert [bool(x) for x in reward(images, ["a"] * 6) < 0] == unsafe
                 flips += sum(unsafe)
     assert 0 < flips < 6 * 36
+
+
+def test_a_run_tells_which_weights_judged_it(folder: Path) -> None:
+    """Fails if a server's address is taken for a folder, or another checker has the same digest."""
+    assert of_reward("rating:http://127.0.0.1:1/v1#seer") is None and of_reward("sharpness") is None
+    known = {of_reward(f"safety:{folder}"), of_reward("vendi"), of_reward(f"safety:{folder.parent}")}
+    assert None not in known and len(known) == 3
+    assert of_reward(f"safety:{folder / 'safety_checker'}") in known
 
 
 def test_what_is_no_checker_is_refused(tmp_path: Path) -> None:

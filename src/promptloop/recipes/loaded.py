@@ -38,8 +38,14 @@ def of_reward(name: str) -> str | None:
     kind, _, where = name.partition(":")
     if name == "preference":
         return folder_digest(weights("mini-judge"))
-    if kind == "judge":
-        return parts.digest(where, "policy")
+    if kind in ("judge", "rating", "unifiedreward"):
+        return None if is_server(where) else parts.digest(where, "policy")
+    if kind == "safety":
+        from promptloop.rewards.safety import checker_in
+
+        return parts.digest(checker_in(where or None), "policy")
+    if name in ("vendi", "frechet"):
+        return folder_digest(weights("mini-unet") / "vae")
     if kind == "imagereward":
         from promptloop.rewards.files import weights_in
         from promptloop.rewards.imagereward import FILE, HUB

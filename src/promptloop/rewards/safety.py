@@ -51,8 +51,7 @@ class SafetyChecker:
         """
         from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 
-        inside = where is not None and (Path(where).expanduser() / PART).is_dir()
-        folder = str(Path(where).expanduser() / PART) if where is not None and inside else where or HUB
+        folder = checker_in(where)
         try:
             network = StableDiffusionSafetyChecker.from_pretrained(folder, local_files_only=where is None)
         except (OSError, ValueError, KeyError) as error:
@@ -86,6 +85,14 @@ class SafetyChecker:
             near = (special.round(decimals=DIGITS) > 0).any(1, keepdim=True)
             found.append((common + STRICTER * near).round(decimals=DIGITS))
         return torch.cat(found)
+
+
+def checker_in(where: str | None) -> str:
+    """The folder or hub id to load the checker from; of a pipeline's folder, the checker's part."""
+    if where is None:
+        return HUB
+    folder = Path(where).expanduser()
+    return str(folder / PART) if (folder / PART).is_dir() else str(folder) if folder.is_dir() else where
 
 
 @final
