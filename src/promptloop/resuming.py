@@ -74,9 +74,10 @@ def moved(memory: Callable[[], dict[str, Tensor]]) -> Generators:
     return numbers | {f"{OWN}{name}": kept for name, kept in memory().items()}, words
 
 
-def remembered(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The objective's memory in a checkpoint."""
-    return {n.removeprefix(OWN): kept for n, kept in tensors.items() if n.startswith(OWN)}
+def went_on(found: checkpoint.Checkpoint, remember: Callable[[dict[str, Tensor]], None]) -> None:
+    """Puts back what `moved` has kept in a checkpoint."""
+    checkpoint.set_generators(found.tensors, found.state["generators"])
+    remember({n.removeprefix(OWN): kept for n, kept in found.tensors.items() if n.startswith(OWN)})
 
 
 def add_line(log: Path, line: dict[str, float]) -> None:

@@ -23,7 +23,7 @@ from promptloop.interrupt import Interrupt, Stopped, ended_by
 from promptloop.objectives.contract import Batch, Objective
 from promptloop.parameters import Averaged, trained
 from promptloop.processes import Processes
-from promptloop.resuming import Generators, add_line, cut, held, moved, remembered, restored
+from promptloop.resuming import Generators, add_line, cut, held, moved, restored, went_on
 from promptloop.sharding import full
 from promptloop.swap import put
 from promptloop.timing import Stopwatch
@@ -114,8 +114,7 @@ def train(
             with processes.whole():
                 objective.check(processes.share)
             if found is not None:
-                checkpoint.set_generators(found.tensors, found.state["generators"])
-                objective.remember(remembered(found.tensors))
+                went_on(found, objective.remember)
         for group in optimizer.param_groups:
             group["lr"] = settings.rate(number)
         batch, line = one_update(objective, optimizer, parameters, settings, number, processes, hold)
