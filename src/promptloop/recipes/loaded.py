@@ -10,6 +10,7 @@ from promptloop.names import is_server
 from promptloop.recipes import parts
 from promptloop.recipes.digests import file_digest, folder_digest
 from promptloop.recipes.reward_words import names_in
+from promptloop.rewards.known import KNOWN
 from promptloop.world import weights
 
 ROLES = {"backbone": "backbone", "policy": "policy", "first": "policy"}  # setting -> what it names
@@ -46,9 +47,9 @@ def of_reward(name: str) -> str | None:
         return parts.digest(checker_in(where or None), "policy")
     if name in ("vendi", "frechet"):
         return folder_digest(weights("mini-unet") / "vae")
-    if kind == "imagereward":
+    made = parts.imported(KNOWN[kind].made, "reward") if kind in KNOWN and KNOWN[kind].where else None
+    if (released := getattr(made, "release", made)) is not None:  # where a learned reward's files are
         from promptloop.rewards.files import weights_in
-        from promptloop.rewards.imagereward import FILE, HUB
 
-        return file_digest(weights_in(where or None, kind, HUB, FILE)[0])
+        return file_digest(weights_in(where or None, kind, released.hub, *released.files)[0])
     return None

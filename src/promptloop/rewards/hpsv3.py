@@ -49,6 +49,7 @@ class HPSv3(nn.Module):
     """
 
     differentiable = True
+    hub, files = HUB, (WEIGHTS,)
 
     def __init__(self, network: Any, tokenizer: Tokenizer, text: str, batch: int = 4) -> None:
         super().__init__()

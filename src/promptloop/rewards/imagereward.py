@@ -52,6 +52,7 @@ class ImageReward(nn.Module):
     """
 
     differentiable = True
+    hub, files = HUB, (FILE,)
 
     def __init__(self, vision: Any, text: Any, mlp: nn.Sequential, tokenizer: Any, batch: int = 32) -> None:
         super().__init__()
