@@ -35,7 +35,7 @@ class Grpo:
         "what to train on: embedded, or a .txt, .jsonl, .csv or .parquet file, a folder or id of datasets",
     ]
     reward: Annotated[
-        str, "oracle, oracle-strict, preference, imagereward:DIR|ID, judge:DIR|ID, your module:name, or a sum"
+        str, "a name of `promptloop rewards` (imagereward:DIR|ID), your module:name, a server's, or a sum"
     ]
     gold: Annotated[str, "the hacking watch's reward, never trained on; none: no watch"] = "none"
     steps: Annotated[int, "updates of the policy"] = 100
