@@ -75,6 +75,8 @@ def test_gold_above_corrupted_through_a_server(drawn: tuple[Tensor, Tensor, list
         reward = Spoken(asking(server), "rating", RATE, rating)
         gold, bad = scored(reward, images, queries), scored(reward, others, queries)
         assert torch.equal(gold, torch.full((6,), 10.0)) and (gold > bad).all()
+        each = grade(others, [parse(query) for query in queries]).soft
+        assert bad.tolist() == [round(10 * float(score)) for score in each] and len(set(bad.tolist())) > 2
         body = server.seen[0][2]
         assert (body["model"], body["temperature"], body["stream"]) == ("seer", 0.0, False)
         assert torch.equal(reward(images[3:4], queries[3:4]), gold[3:4])
