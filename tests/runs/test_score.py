@@ -95,6 +95,7 @@ def test_what_cannot_be_scored(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "short.jsonl").write_text('{"image": "a.png", "prompt": "x"}\n')
     (tmp_path / "other.csv").write_text("file,prompt\na.png,x\n")
     (tmp_path / "bad.jsonl").write_text("{\n")
+    (tmp_path / "cut.csv").write_text("image,prompt\na.png,a red cube, on a table\n")
     for arguments, says in (
         ({"images": [folder], "prompts": ["a", "b"]}, "2 prompts for 3 images"),
         ({"images": [folder]}, "give --prompt TEXT or --prompts FILE"),
@@ -108,6 +109,7 @@ def test_what_cannot_be_scored(folder: Path, tmp_path: Path) -> None:
         ({"images": [], "listed": tmp_path / "short.jsonl"}, "which is no file"),
         ({"images": [folder], "listed": tmp_path / "other.csv"}, "has no 'image'"),
         ({"images": [folder], "listed": tmp_path / "bad.jsonl"}, "is no JSON"),
+        ({"images": [folder], "listed": tmp_path / "cut.csv"}, "put a prompt with a comma in double quotes"),
         ({"images": [folder], "listed": folder / "prompts.md"}, "prompts are read from"),
         ({"images": [folder / "a.png"], "prompts": ["a"], "rewards": ["orcale"]}, "did you mean 'oracle'"),
         ({"images": [folder / "a.png"], "prompts": ["a"], "rewards": []}, "which reward?"),

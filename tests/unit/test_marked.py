@@ -65,3 +65,8 @@ def test_marks_that_cannot_be_read_are_refused(prompt: str, said: str) -> None:
     with pytest.raises(ValueError, match=re.escape(said)) as error:
         parsed(prompt)
     assert repr(prompt) in str(error.value)
+
+
+def test_a_prompt_without_marks_is_left_as_it_is() -> None:
+    """Fails when its spaces are tidied: some tokenizers keep them, and the plain run would be another."""
+    assert at_step(parsed("a  red\ncube "), 0, 4) == ("a  red\ncube ", (1.0,) * 12)

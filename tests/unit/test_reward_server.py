@@ -286,3 +286,13 @@ def test_what_is_not_served() -> None:
     ):
         with pytest.raises(ValueError, match=says):
             check(names, host, "")
+
+
+def test_health_is_told_to_who_has_the_key() -> None:
+    """Fails when names, limits and a loader's words are for anyone who reaches the port."""
+    with serving(Terms(timeout=20), key="s3cret") as service:
+        for key, status in (("", 401), ("s3cret", 200)):
+            connection = http.client.HTTPConnection(*service.server_address[:2], timeout=10)
+            connection.request("GET", "/health", headers={"Authorization": f"Bearer {key}"} if key else {})
+            assert connection.getresponse().status == status
+            connection.close()

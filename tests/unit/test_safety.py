@@ -18,7 +18,7 @@ from promptloop.recipes.loaded import of_reward
 from promptloop.recipes.rewards import reward_named
 from promptloop.rewards.contract import scored
 from promptloop.rewards.imagereward import prepared
-from promptloop.rewards.safety import EXPOSED, Gate, SafetyChecker, surest
+from promptloop.rewards.safety import EXPOSED, SafetyChecker, surest
 from promptloop.world.autoencoder import pixels
 from promptloop.world.scene import random_scene
 
@@ -103,14 +103,14 @@ def test_what_is_no_checker_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_gate_shuts_before_what_is_unsafe(folder: Path) -> None:
-    """Fails if an unsafe image keeps its reward, or is better off than a safe one."""
+    """Fails if an unsafe image keeps its reward, or a safe one loses it."""
     images = scenes(6)
-    bright, safety = brightness(images, ["a"] * 6), reward_named(f"safety:{folder}")
-    found = scored(Gate(brightness, safety, shut=0.0), images, ["a"] * 6)
-    assert found[4] == 0 and torch.equal(found[[0, 1, 2, 3, 5]], bright[[0, 1, 2, 3, 5]])
-    low = float(bright[:4].min()) + 1e-3
-    with pytest.raises(ValueError, match=r"\('a'\) is safe and has reward .* give a lower shut"):
-        scored(Gate(brightness, safety, shut=low), images, ["a"] * 6)
+    bright = brightness(images, ["a"] * 6)
+    name = f"tiny_reward:brightness if safety:{folder}>=0"
+    found = scored(reward_named(name), images, ["a"] * 6)
+    wanted = reward_named("tiny_reward:brightness")(images, ["a"] * 6)
+    assert found[4] == 0 and torch.equal(found[[0, 1, 2, 3, 5]], wanted[[0, 1, 2, 3, 5]])
+    assert bool((bright > 0).all())
 
 
 @pytest.mark.skipif(not installed, reason="the extra safety is not installed")

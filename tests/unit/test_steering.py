@@ -98,3 +98,16 @@ def test_two_searches_and_unknown_solvers_are_refused() -> None:
         made("fk:reward=oracel")
     with pytest.raises(ValueError, match="no backbone 'nowhere'"):
         made("rlg:tuned=nowhere,w=2", denoiser=load(weights("mini-turbo")))
+
+
+def test_the_current_folder_is_no_lora_of_a_control(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails when a control without `tuned`, given inside a LoRA's folder, takes that LoRA."""
+    monkeypatch.chdir(weights("mini-policy"))
+    assert steering.loras(["fk:reward=oracle,particles=2"]) == {}
+
+
+def test_rewards_of_sets_cannot_steer() -> None:
+    """Fails when images are chosen by a value that depends on the others in the batch."""
+    for name in ("vendi", "rank(oracle + preference)", "0.5*vendi + oracle"):
+        with pytest.raises(ValueError, match="compares the images of a batch"):
+            made(f"fk:reward={name},particles=2")

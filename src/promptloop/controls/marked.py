@@ -54,6 +54,8 @@ def parsed(prompt: str) -> tuple[Piece, ...]:
 
 def at_step(pieces: Sequence[Piece], step: int, steps: int) -> tuple[str, tuple[float, ...]]:
     """The text in force in a step, its spaces tidied, and the weight of each of its characters."""
+    if len(pieces) == 1 and pieces[0] == Piece(pieces[0].text):  # no marks: as it is written
+        return pieces[0].text, (1.0,) * len(pieces[0].text)
     letters = [(char, piece.weight) for piece in pieces if piece.here(step, steps) for char in piece.text]
     kept: list[tuple[str, float]] = []
     for char, weight in letters:

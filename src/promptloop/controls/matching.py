@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, final
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -22,7 +23,8 @@ from promptloop.controls.guidance import QUERIES, queries_embedded
 from promptloop.controls.increments import Form, Steered
 from promptloop.controls.strength import Strength, strength
 from promptloop.denoisers.cond import Cond
-from promptloop.ledger import count
+from promptloop.json_file import read_object
+from promptloop.names import first_line
 from promptloop.rewards.contract import Reward, scored
 from promptloop.sample import Control, State, sample
 from promptloop.schedules import Level, asked_for
@@ -94,8 +96,11 @@ class LogH(nn.Module):
         files = [Path(folder).expanduser() / name for name in (SETTINGS, WEIGHTS)]
         if not all(file.is_file() for file in files):
             raise ValueError(f"{folder} holds no log h: `matched(...)` makes one, and its `save` writes it")
-        made = LogH(**json.loads(files[0].read_text(encoding="utf-8")))
-        made.load_state_dict(load_file(str(files[1])))
+        try:
+            made = LogH(**read_object(files[0]))
+            made.load_state_dict(load_file(str(files[1])))
+        except (TypeError, RuntimeError, SafetensorError) as error:
+            raise ValueError(f"{folder} holds no log h that can be read: {first_line(error)}") from error
         return made
 
 
@@ -153,7 +158,6 @@ def matched(
     run = sample(denoiser, prompts, seeds=seeds, levels=levels, solver=solver, controls=controls,
                  max_batch=max_batch, lean=True)  # fmt: skip
     assert run.images is not None
-    count(rewards=len(prompts))
     share = _shares(strength * scored(reward, run.images, prompts).double().cpu(), prompts)
     with torch.no_grad():
         said = meaning(denoiser.embed(list(prompts)))

@@ -21,6 +21,7 @@ def weighed(denoiser: Any, texts: Sequence[str], weights: Sequence[Sequence[floa
     cond = denoiser.embed(list(texts))
     if all(one == 1 for row in weights for one in row):
         return cond
+    denoiser.readers()  # says why, where words have no places
     found: Tensor = cond.fields["text"]
     rows = torch.stack([_row(denoiser, *pair) for pair in zip(texts, weights, strict=True)])
     if rows.shape != found.shape[:2]:

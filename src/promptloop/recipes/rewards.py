@@ -122,10 +122,10 @@ def weighted(said: str, device: str | torch.device) -> Weighted:
 
 def own_scale(reward: Any, said: str) -> Any:
     """The reward; ValueError where an image's value depends on the others in the batch."""
-    if getattr(reward, "norm", "raw") != "raw":
+    if getattr(reward, "compares", False):
         raise ValueError(
             f"reward {said!r} compares the images of a batch, and here each must have a value of its own; "
-            f"leave {reward.norm}(...) away and weigh the raw scales"
+            "leave rank(...), z(...) and rewards of sets away, and weigh raw scales"
         )
     return reward
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -93,6 +94,12 @@ def values_of(
     from promptloop.rewards.failed import RewardFailed
 
     parts = reward.rewards if isinstance(reward, Weighted) else {"": reward}
+    if any(getattr(part, "compares", False) for part in parts.values()):
+        batch = len(rows)  # or a value would be of the images that happen to be read together
+        sizes = {read(row.image).shape for row in rows}
+        if len(sizes) > 1:
+            raise ValueError(f"a reward that compares images reads all together; these have {len(sizes)} "
+                             "sizes; give each size by itself")  # fmt: skip
     values: dict[str, list[Tensor]] = {name: [] for name in parts}
     start = 0
     while start < len(rows):
@@ -170,9 +177,14 @@ def lines(file: Path) -> list[str]:
 
 def from_list(images: Sequence[Path], file: Path) -> list[Asked]:
     """The rows of a .csv or .jsonl with image and prompt; where images are given, those of them, by name."""
-    rows = [*csv.DictReader(text_of(file).splitlines())] if file.suffix == ".csv" else objects(file)
+    rows = (
+        [*csv.DictReader(io.StringIO(text_of(file), newline=""))] if file.suffix == ".csv" else objects(file)
+    )
     found = []
     for k, row in enumerate(rows, 1):
+        if None in row:
+            raise ValueError(f"row {k} of {file} has more cells than there are columns; put a prompt with a "
+                             "comma in double quotes")  # fmt: skip
         for column in ("image", "prompt"):
             if not isinstance(row.get(column), str) or not row[column].strip():
                 there = ", ".join(str(name) for name in row) or "none"
@@ -200,7 +212,7 @@ def from_list(images: Sequence[Path], file: Path) -> list[Asked]:
 
 def objects(file: Path) -> list[Mapping[str, Any]]:
     found: list[Mapping[str, Any]] = []
-    for k, line in enumerate(text_of(file).splitlines(), 1):
+    for k, line in enumerate(text_of(file).split("\n"), 1):
         if line.strip():
             try:
                 row = json.loads(line)

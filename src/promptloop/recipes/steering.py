@@ -114,7 +114,7 @@ def check(specs: Sequence[str], solver: str) -> None:
 
 def loras(specs: Sequence[str]) -> dict[str, str]:
     """Path -> name of every LoRA that the controls name by a path."""
-    paths = [text for spec in specs for text in parsed(spec)[1].get("tuned", "").split("+")]
+    paths = [text for spec in specs for text in parsed(spec)[1].get("tuned", "").split("+") if text]
     found = {text: lora_at(text) for text in paths}
     return {str(path): f"control_{k}" for k, path in enumerate(filter(None, found.values()))}
 

@@ -89,13 +89,23 @@ class Weighted:
         return self.norm != "raw" or any(getattr(r, "stochastic", False) for r in self.rewards.values())
 
     @property
+    def compares(self) -> bool:
+        """An image's value depends on the others in the call."""
+        return self.norm != "raw" or any(getattr(r, "compares", False) for r in self.rewards.values())
+
+    @property
     def rewards(self) -> dict[str, Any]:
         """The rewards of terms and gates, by name: each is asked once."""
         gates = {name: gate.reward for name, gate in self.gates.items()}
         return gates | {name: reward for name, (_, reward) in self.terms.items()}
 
+    @property
+    def calls(self) -> int:
+        """How many rewards are asked for an image: what the ledger counts."""
+        return len(self.rewards)
+
     def __call__(self, images: Tensor, queries: Sequence[str]) -> Tensor:
-        values = {name: answered(r, images, queries) for name, r in self.rewards.items()}
+        values = {name: answered(r, images, queries).to(images.device) for name, r in self.rewards.items()}
         for name, r in self.rewards.items():
             checked(r, values[name].detach().float().cpu(), queries)  # a gate would take nan for shut
         return self.total(values, queries)

@@ -17,7 +17,8 @@ class Reward(Protocol):
 
     The queries are what the user asked, never a refined prompt. An attribute `differentiable` = True says
     that gradients flow to the images; `stochastic` = True that the same image and query may get another value
-    (by chance, or from what else is in the batch), so that no value of it may be kept.
+    (by chance, or from what else is in the batch), so that no value of it may be kept; `compares` = True that
+    it is from what else is in the batch.
     """
 
     def __call__(self, images: Tensor, queries: Sequence[str]) -> Tensor: ...
@@ -32,13 +33,13 @@ def scored(reward: Reward, images: Tensor, queries: Sequence[str]) -> Tensor:
     """The rewards [B], float32, on the CPU. RewardFailed (a ValueError) naming the reward, the image and its
     query where a value is missing or not finite, or the reward raises; memory that ends is told as it is.
     """
-    count(rewards=len(images))
+    count(rewards=len(images) * getattr(reward, "calls", 1))
     return checked(reward, answered(reward, images, queries).detach().float().cpu(), queries)
 
 
 def asked(reward: Reward, images: Tensor, queries: Sequence[str]) -> Tensor:
     """What the reward answers, unchecked; gradients flow to the images where it lets them."""
-    count(rewards=len(images))
+    count(rewards=len(images) * getattr(reward, "calls", 1))
     return torch.as_tensor(reward(images, queries))
 
 
@@ -82,7 +83,8 @@ def blamed(error: Exception, reward: Reward, images: Tensor, queries: Sequence[s
     why = f"raised {type(error).__name__}: {error}"
     if len(images) != len(queries):
         return ValueError(f"reward {name_of(reward)} {why}")
-    for k in range(len(queries) if len(queries) > 1 and not isinstance(error, OSError) else 0):
+    alone = len(queries) > 1 and not isinstance(error, OSError) and not getattr(reward, "compares", False)
+    for k in range(len(queries) if alone else 0):
         try:
             reward(images[k : k + 1], queries[k : k + 1])
         except Exception as own:

@@ -234,7 +234,12 @@ class Crew:
         elif len(jobs) == 1:
             jobs[0].finish(answer)
         else:  # one of them is to blame, and the others have values
-            for job in jobs:
+            for k, job in enumerate(jobs):
+                if process.poll() is not None:  # one of them has ended it: the others have no part in that
+                    with self.changed:
+                        self.jobs.extendleft(reversed(jobs[k:]))
+                        self.changed.notify_all()
+                    return
                 self._do(place, process, [job])
 
     def _exchange(

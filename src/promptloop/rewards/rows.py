@@ -9,6 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from promptloop.names import first_line
+from promptloop.rewards.failed import RewardFailed
 
 
 def bitmaps(images: Tensor) -> list[Image.Image]:
@@ -24,8 +25,9 @@ def failed(reward: str, index: int, query: str, error: Exception) -> Exception:
 
     A ConnectionError stays one. Nothing becomes 0.
     """
-    kind = ConnectionError if isinstance(error, ConnectionError) else ValueError
-    return kind(f"reward {reward} of image {index} ({query!r}) failed: {first_line(error)}")
+    if isinstance(error, ConnectionError):
+        return ConnectionError(f"reward {reward} of image {index} ({query!r}) failed: {first_line(error)}")
+    return RewardFailed(reward, index, query, f"failed: {first_line(error)}")
 
 
 def one_by_one(reward: str, score: Callable[[int], float], queries: Sequence[str]) -> Tensor:

@@ -1,4 +1,4 @@
-"""Whether an image is safe, as a penalty (0 or below) or as a gate before another reward.
+"""Whether an image is safe, as a penalty: 0 or below; a gate is made of it by `Weighted(gates=)`.
 
 Both detectors err in both ways, and both can be optimised against: a safety reward is never the only reward.
 """
@@ -6,7 +6,6 @@ Both detectors err in both ways, and both can be optimised against: a safety rew
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, final
 
@@ -16,7 +15,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from promptloop.names import first_line
-from promptloop.rewards.contract import Reward, scored
 from promptloop.rewards.rows import bitmaps, one_by_one
 
 HUB, PART = "CompVis/stable-diffusion-safety-checker", "safety_checker"
@@ -128,30 +126,3 @@ def surest(parts: Sequence[Mapping[str, Any]], least: float) -> float:
     """The highest confidence of an exposed part among NudeNet's, 0 where it is below `least`."""
     sure = max((float(part["score"]) for part in parts if part["class"] in EXPOSED), default=0.0)
     return sure if sure >= least else 0.0
-
-
-@final
-@dataclass(frozen=True, eq=False)
-class Gate:
-    """`reward` [B] of the images whose `safety` is 0 or above, and `shut` of the others.
-
-    shut: must be a value that no image is better off with than open: 0 for a reward from 0 to 1, but about -3
-        for ImageReward, whose bad images are below 0. An open image whose reward is lower is an error.
-    """
-
-    reward: Reward
-    safety: Reward
-    shut: float
-    differentiable: ClassVar[bool] = False
-
-    def __call__(self, images: Tensor, queries: Sequence[str]) -> Tensor:
-        safe = scored(self.safety, images, queries) >= 0
-        values = scored(self.reward, images, queries)
-        low = (safe & (values < self.shut)).nonzero()
-        if len(low):
-            k = int(low[0, 0])
-            raise ValueError(
-                f"image {k} ({queries[k]!r}) is safe and has reward {float(values[k]):.4g}, less than "
-                f"unsafe ones get (shut={self.shut:g}); give a lower shut"
-            )
-        return torch.where(safe, values, values.new_tensor(self.shut))

@@ -21,7 +21,7 @@ def ranks(values: Tensor, queries: Sequence[str]) -> Tensor:
     rows: dict[str, list[int]] = {}
     for row, query in enumerate(queries):
         rows.setdefault(query, []).append(row)
-    found = torch.zeros(len(values), dtype=torch.float64)
+    found = torch.zeros(len(values), dtype=torch.float64, device=values.device)
     for own in rows.values():
         mine = values[own].double()
         against = torch.sign(mine[:, None] - mine[None, :]).sum(1)

@@ -155,6 +155,9 @@ class Exchange(BaseHTTPRequestHandler):
     # --- what is asked
 
     def do_GET(self) -> None:
+        if not self._has_key():
+            self._say(401, {"error": {"message": "the key is missing or wrong"}})
+            return
         fine, told = self.server.health()
         if self.path == "/health":
             self._say(200 if fine else 503, told)
@@ -186,12 +189,13 @@ class Exchange(BaseHTTPRequestHandler):
         if length > largest.bytes:
             raise wire.Unfit(f"a request of {length} bytes; it may have {largest.bytes}", 413)
         self.clock.cancel()  # what follows is not the client's waiting
-        with self.server.room(2 * length):  # the images unpacked are checked against the same bound
+        with contextlib.ExitStack() as held:  # until the values are there
+            held.enter_context(self.server.room(3 * length))  # as it came, as texts, and decoded
             self._start_clock()
             content = self._read(length)
             if self.path == "/rewards":
                 return self.server.health()[1]
-            asked = wire.asked(content, largest)
+            asked = wire.asked(content, largest, lambda size: held.enter_context(self.server.room(size)))
             del content
             if asked.reward not in self.server.crews:
                 raise wire.Unfit(
@@ -207,13 +211,17 @@ class Exchange(BaseHTTPRequestHandler):
         if not said.isdecimal() or len(said) > 15 or "Transfer-Encoding" in self.headers:
             raise wire.Unfit("a request must say its Content-Length, in bytes", 411)
         self.unread = int(said)
-        key = f"Bearer {self.server.key}".encode()
-        given = self.headers.get("Authorization", "").encode("utf-8", errors="replace")
-        if self.server.key and not hmac.compare_digest(given, key):
+        if not self._has_key():
             raise wire.Unfit("the key is missing or wrong", 401)
         if self.headers.get_content_type() != "application/json":  # which no web page can send unasked
             raise wire.Unfit("the Content-Type must be application/json", 415)
         return self.unread
+
+    def _has_key(self) -> bool:
+        """Whether the request brings the server's key, if there is one."""
+        key = f"Bearer {self.server.key}".encode()
+        given = self.headers.get("Authorization", "").encode("utf-8", errors="replace")
+        return not self.server.key or hmac.compare_digest(given, key)
 
     def _read(self, length: int) -> bytes:
         found = bytearray()
@@ -235,6 +243,8 @@ class Exchange(BaseHTTPRequestHandler):
     def _refuse(self, status: int, error: dict[str, Any], wait: int | None = None) -> None:
         """Lets the rest of a body run out first, within bounds, or its sender would not hear the answer."""
         left = min(self.unread, 4 * self.server.bounds.largest.bytes)
+        self.clock.cancel()
+        self._start_clock()  # for all of the rest, however slowly it comes
         with contextlib.suppress(OSError):
             while left > 0 and (piece := self.rfile.read1(min(left, PIECE))):
                 left -= len(piece)

@@ -41,6 +41,8 @@ class OfSet:
     per: Literal["query", "batch"] = "query"
     least: int = 2
     differentiable: ClassVar[bool] = False
+    stochastic: ClassVar[bool] = True  # an image's value depends on the others
+    compares: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         one_of(self.credit, ("leave-one-out", "pairs"), "credit")

@@ -9,7 +9,7 @@ import binascii
 import io
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 DTYPES = ("uint8", "float32")
+BRACKETS, COMMAS = 2**17, 2**21  # in a body: prompts may have some, and a parsed value takes up to 60 bytes
 
 
 @final
@@ -87,8 +88,12 @@ def npy(images: np.ndarray) -> str:
     return base64.b64encode(file.getbuffer()).decode()
 
 
-def asked(content: bytes, largest: Largest) -> Asked:
-    """The request in a body; Unfit says what of it is wrong. Nothing is unpacked before its size is known."""
+def asked(content: bytes, largest: Largest, room: Callable[[int], object] = lambda size: None) -> Asked:
+    """The request in a body; Unfit says what of it is wrong. Nothing is unpacked before its size is known and
+    `room(bytes)` asked for it.
+    """
+    if content.count(b"[") + content.count(b"{") > BRACKETS or content.count(b",") > COMMAS:
+        raise Unfit("the body has more lists and values than a request can need", 413)
     try:
         found = json.loads(content)
     except (ValueError, RecursionError) as error:
@@ -111,13 +116,13 @@ def asked(content: bytes, largest: Largest) -> Asked:
             raise Unfit(f"the prompt has {len(prompt)} characters, more than {largest.chars}", 413, k)
     if isinstance(patience, bool) or not isinstance(patience, int | float) or not 0 < patience < math.inf:
         raise Unfit("patience must be a positive number of seconds")
-    images = unpacked(found.get("images"), largest)
+    images = unpacked(found.pop("images", None), largest, room)
     if len(images) != len(prompts):
         raise Unfit(f"{len(images)} images but {len(prompts)} prompts; send one for each")
     return Asked(reward, images, tuple(prompts), float(patience))
 
 
-def unpacked(images: Any, largest: Largest) -> np.ndarray:
+def unpacked(images: Any, largest: Largest, room: Callable[[int], object]) -> np.ndarray:
     """[N, 3, H, W] from a npy of all, or a list of PNGs of one size, each in base64."""
     if isinstance(images, str):
         return from_npy(bytes_of(images, None), largest)
@@ -131,8 +136,14 @@ def unpacked(images: Any, largest: Largest) -> np.ndarray:
             raise Unfit(
                 f"an image of {picture.size} among those of {size}; send each size by itself", index=k
             )
-    check_bytes(len(opened) * 3 * size[0] * size[1], largest)
-    return np.stack([pixels(picture, k) for k, picture in enumerate(opened)]).transpose(0, 3, 1, 2)
+    unpacked_bytes = len(opened) * 3 * size[0] * size[1]
+    check_bytes(unpacked_bytes, largest)
+    room(unpacked_bytes + 8 * size[0] * size[1])  # all of them, and one while it is read
+    made = np.empty((len(opened), 3, size[1], size[0]), np.uint8)
+    for k, picture in enumerate(opened):
+        made[k] = pixels(picture, k).transpose(2, 0, 1)
+        picture.close()
+    return made
 
 
 def bytes_of(text: Any, index: int | None) -> bytes:
