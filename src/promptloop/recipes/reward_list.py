@@ -39,10 +39,12 @@ def told(name: str) -> str:
 
 
 def state(known: Known) -> str:
-    """ "ready", "needs extra" or "needs weights": whether the bare name can be asked for, here and now."""
+    """ "ready", "needs extra" or "needs weights": whether the bare name can be asked for, as far as is seen
+    without opening a file of the hub's cache.
+    """
     if known.extra and not has_extra(known.extra):
         return "needs extra"
-    if not known.where or (known.hub and in_cache(known.hub)):
+    if not known.where or ("ID" in known.where and known.hub and in_cache(known.hub)):
         return "ready"
     return "needs weights" if known.hub or "DIR" in known.where else f"needs {known.where}"
 
@@ -54,6 +56,9 @@ def ways(name: str, known: Known) -> list[str]:
         found.append(f'first pip install "promptloop[{known.extra}]"')
     if not known.where:
         return [*found, f"--reward {name}"]
+    if known.hub and "ID" not in known.where:
+        return [*found, f"--reward {name}:{known.where} takes a folder with the files of {known.hub} and what its "
+                "docstring names beside them"]  # fmt: skip
     if known.hub:
         found.append(f"--reward {name} takes what the hub's cache has of {known.hub}")
         found.append(f"--reward {name}:{known.hub} downloads that once")

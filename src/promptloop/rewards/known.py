@@ -135,7 +135,7 @@ KNOWN: dict[str, Known] = {
         "HPSv3: what people prefer (Qwen2-VL 7B)",
         "about -5 to 15",
         "MIT",
-        "DIR|ID",
+        "DIR",
         "MizzenAI/HPSv3",
         differentiable=True,
     ),
