@@ -57,8 +57,8 @@ def ways(name: str, known: Known) -> list[str]:
     if not known.where:
         return [*found, f"--reward {name}"]
     if known.hub and "ID" not in known.where:
-        return [*found, f"--reward {name}:{known.where} takes a folder with the files of {known.hub} and what "
-                "its docstring names beside them"]  # fmt: skip
+        what = f"a folder with the files of {known.hub} and what its docstring names beside them"
+        return [*found, f"--reward {name}:{known.where} takes {what}"]
     if known.hub:
         found.append(f"--reward {name} takes what the hub's cache has of {known.hub}")
         found.append(f"--reward {name}:{known.hub} downloads that once")
