@@ -33,7 +33,8 @@ class WeightedTokens(Control):
 
     Prompts without marks, and marks that weigh 1 all the time, are bitwise the plain ones. Each text that
     comes into force is embedded once more. List it after CFG and after PromptGuidance. ValueError, before
-    the first step, for marks that cannot be read, and for weights where an embedding has no places for words.
+    the first step (for what a policy writes later: when it comes into force), for marks that cannot be read,
+    and for weights where an embedding has no places for words.
     """
 
     prompt: str | None = None
