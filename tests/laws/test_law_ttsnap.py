@@ -106,5 +106,5 @@ def test_wrong_settings_are_refused() -> None:
     for wrong, said in (({"of": 0}, "of is 0"), ({"keep": {0: 0.5}}, "step 0"), ({"keep": {2: 1.5}}, "1.5")):
         with pytest.raises(ValueError, match=said):
             TTSnap(sum_of, **wrong)
-    with pytest.raises(ValueError, match="keep names step 8 of a run of 8 steps"):
+    with pytest.raises(ValueError, match="keep names step 8, and the run has 8 steps"):
         run(TTSnap(sum_of, None, 4, {8: 0.5}))

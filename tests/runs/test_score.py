@@ -158,3 +158,11 @@ def test_served_from_the_command_line(command: Callable[..., Any], folder: Path)
         server.terminate()
         rest = server.communicate(timeout=20)[1]
     assert "ended" in rest and "Traceback" not in rest and server.returncode == 0
+
+
+def test_a_folder_that_generate_wrote(tmp_path: Path) -> None:
+    """Fails when a filmstrip is scored as an image."""
+    for name in ("00.png", "00-base.png", "00-filmstrip.png"):
+        Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(tmp_path / name)
+    (tmp_path / "trace.json").write_text("{}")
+    assert [file.name for file in scoring.files_of([tmp_path])] == ["00-base.png", "00.png"]

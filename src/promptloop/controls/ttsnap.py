@@ -60,10 +60,14 @@ class TTSnap(Control):
                 raise ValueError(f"keep says {share} after step {step}; give steps from 1 and shares up to 1")
 
     def start(self, state: State) -> State:
-        late = [step for step in self.keep if step >= len(state.run.levels) - 1]
-        if late:
+        steps = len(state.run.levels) - 1
+        if late := [step for step in self.keep if step >= steps]:
+            fit = {max(1, round(step * steps / (max(self.keep) * 1.8))): f"{share:g}"
+                   for step, share in sorted(self.keep.items())}  # fmt: skip
+            words = "+".join(f"{step}:{share}" for step, share in fit.items())
             raise ValueError(
-                f"keep names step {late[0]} of a run of {len(state.run.levels) - 1} steps; give earlier ones"
+                f"TTSnap's keep names step {late[0]}, and the run has {steps} steps (the default is for 20); "
+                f"give earlier ones, on the command line ttsnap:keep={words}"
             )
         return state if self.of == 1 else grouped(state, self.of, "TTSnap")
 

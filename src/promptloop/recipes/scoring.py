@@ -148,13 +148,15 @@ def paired(images: Sequence[Path], prompts: Sequence[str], listed: Path | None) 
 
 
 def files_of(images: Sequence[Path]) -> list[Path]:
-    """The files, and those of the folders, by name."""
+    """The files, and those of the folders, by name; of what `generate` wrote not its filmstrips."""
     if not images:
         raise ValueError("no image is named; give files or folders")
     found: list[Path] = []
     for path in images:
         if path.is_dir():
             own = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGES)
+            if (path / "trace.json").is_file():
+                own = [file for file in own if not file.stem.endswith("-filmstrip")]
             if not own:
                 raise ValueError(f"the folder {path} has no image ({', '.join(IMAGES)})")
             found += own
