@@ -257,3 +257,9 @@ def test_help_is_quick_and_imports_nothing_heavy() -> None:
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     assert min(seconds) < 0.5, f"promptloop --help took {min(seconds):.2f} s"
+
+
+def test_files_of_tests_have_names_of_their_own() -> None:
+    """Two of one name in different folders cannot be collected in one process: one of them would not run."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert len(names) == len(set(names)), sorted({name for name in names if names.count(name) > 1})
