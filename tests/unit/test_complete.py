@@ -15,6 +15,8 @@ import tiny_vlm
 from safetensors.torch import load_file, save_file
 
 from promptloop import load, load_policy
+from promptloop.parameters import LoRA, with_lora
+from promptloop.policies.mllm import Mllm
 from promptloop.world import weights
 
 
@@ -115,7 +117,7 @@ def test_a_policys_lora_that_is_not_whole(tmp_path: Path) -> None:
     lora = Path(shutil.copytree(weights("mini-policy"), tmp_path / "lora"))
     load_policy(str(lora))
     lost = without(lora / "adapter_model.safetensors")
-    with pytest.raises(ValueError, match=rf"lacks 1 of its \d+ tensors \({lost}\)"):
+    with pytest.raises(ValueError, match=rf"lacks 1 of the network's \d+ tensors \({lost}\)"):
         load_policy(str(lora))
     held = load_file(lora / "adapter_model.safetensors")
     tensor = next(iter(held.values())).clone()
@@ -123,6 +125,23 @@ def test_a_policys_lora_that_is_not_whole(tmp_path: Path) -> None:
               lora / "adapter_model.safetensors", {"format": "pt"})  # fmt: skip
     with pytest.raises(ValueError, match="more.lora_A.weight"):
         load_policy(str(lora))
+
+
+def test_a_policys_lora_with_other_names_and_with_new_words(tmp_path: Path) -> None:
+    """Fails when a LoRA in an older transformers' names, which peft passes over, loads as one of no effect,
+    or when rows of new words beside a LoRA are held against it.
+    """
+    folder = tiny_vlm.build("qwen2_5_vl", tmp_path / "base")
+    policy = with_lora(Mllm.load(folder), LoRA(), seed=0)
+    policy.save(tmp_path / "lora")
+    file = tmp_path / "lora" / "adapter_model.safetensors"
+    new = load_file(file)
+    words = next(n for n in policy.network.state_dict() if n.endswith("embed_tokens.weight"))
+    save_file({**new, words: policy.network.state_dict()[words]}, file, {"format": "pt"})
+    Mllm.load(folder, lora=tmp_path / "lora")
+    save_file({n.replace(".language_model.", "."): t for n, t in new.items()}, file, {"format": "pt"})
+    with pytest.raises(ValueError, match=r"lacks \d+ of the network's \d+ tensors"):
+        Mllm.load(folder, lora=tmp_path / "lora")
 
 
 @pytest.mark.parametrize("name", ["mini-vlm", "http://127.0.0.1:1/v1#some"])

@@ -39,7 +39,7 @@ def whole(
     wanted = {
         key: value for key, value in held.items() if isinstance(value, Tensor) and not ALPHA.search(key)
     }
-    lost, made_up = _apart(wanted, there)
+    lost, made_up = apart(wanted, there)
     if lost:
         raise ValueError(f"lora {path} fits {kind} in part only: {len(lost)} of its {len(wanted)} tensors "
                          f"found no place ({lost[0]}); it is for another backbone, or damaged")  # fmt: skip
@@ -53,7 +53,7 @@ def _of(key: str, name: str) -> bool:
     return ".lora_" in f".{key}" and name in key.split(".")
 
 
-def _apart(wanted: Mapping[str, Tensor], there: Mapping[str, Tensor]) -> tuple[list[str], list[str]]:
+def apart(wanted: Mapping[str, Tensor], there: Mapping[str, Tensor]) -> tuple[list[str], list[str]]:
     """The names of `wanted` that are not there, and of what is there that nobody wanted."""
     prints = {key: _print(value) for key, value in there.items()}
     left, lost = Counter(prints.values()), []

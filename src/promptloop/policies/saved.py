@@ -12,6 +12,7 @@ from transformers import GenerationConfig
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from promptloop.complete import some
+from promptloop.denoisers.fits import apart
 from promptloop.names import LORA_CONFIG
 from promptloop.policies.quantize import Quantize, quantized
 
@@ -28,19 +29,22 @@ def of_lora(folder: str | Path) -> GenerationConfig | None:
 
 def whole(network: Any, folder: str | Path) -> None:
     """ValueError unless the LoRA on `network` got all its tensors from the folder, and the folder has no
-    others: peft itself leaves what is lacking at its start, which is a LoRA that does nothing.
+    others: peft itself leaves what is lacking at its start, which is a LoRA that does nothing. Tensors are
+    known by their values, for peft may give them other names.
     """
     from peft import get_peft_model_state_dict
     from peft.utils import load_peft_weights
 
-    held = set(load_peft_weights(str(folder), device="cpu"))
-    wanted = set(get_peft_model_state_dict(network, save_embedding_layers=False))
-    if lost := sorted(wanted - held):
-        raise ValueError(f"the LoRA {folder} lacks {len(lost)} of its {len(wanted)} tensors ({some(lost)}); "
-                         "copy or download it again")  # fmt: skip
-    if surplus := sorted(held - wanted):
+    held = load_peft_weights(str(folder), device="cpu")
+    held = {name: value for name, value in held.items() if "lora_" in name}  # new words' rows may lie beside
+    there = get_peft_model_state_dict(network, save_embedding_layers=False)
+    surplus, lost = apart(held, {name: value for name, value in there.items() if "lora_" in name})
+    if lost:
+        raise ValueError(f"the LoRA {folder} lacks {len(lost)} of the network's {len(there)} tensors "
+                         f"({some(sorted(lost))}); copy or download it again")  # fmt: skip
+    if surplus:
         raise ValueError(f"the LoRA {folder} has {len(surplus)} tensors that find no place "
-                         f"({some(surplus)}); it is for another model")  # fmt: skip
+                         f"({some(sorted(surplus))}); it is for another model")  # fmt: skip
 
 
 def as_trained(
