@@ -121,9 +121,9 @@ def test_what_is_missing_or_left_over_is_named(tmp_path: Path) -> None:
     odd["unet_svd"]["mlp2.0.bias"] = torch.zeros(1)
     none = {k: v for k, v in state.items() if k != "unet_svd"}
     for name, given, said in (
-        ("lacks", lacks, "lacks 1 tensors of NPNet: spectrum.mlp2.0.bias"),
-        ("over", over, "has left over 1 tensors of NPNet: spectrum.mlp5.0.bias"),
-        ("odd", odd, "has another shape of 1 tensors of NPNet: spectrum.mlp2.0.bias"),
+        ("lacks", lacks, "lacks 1 tensors of NPNet, the first 'spectrum.mlp2.0.bias'"),
+        ("over", over, "has left over 1 tensors of NPNet, the first 'spectrum.mlp5.0.bias'"),
+        ("odd", odd, "has another shape of 1 tensors of NPNet, the first 'spectrum.mlp2.0.bias'"),
         ("none", none, "'unet_svd.mlp1.0.weight' is missing"),
         ("more", {"alpha": Path("x")}, "holds more than tensors"),
         ("text", {"alpha": "x"}, "holds more than tensors"),

@@ -7,16 +7,15 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from promptloop.controls.npnet import CHANNELS, NPNet, Shape
-from promptloop.names import first_line
+from promptloop.json_file import read_object
+from promptloop.rewards.weights import fill, tensors_in
 
 FILE, CONFIG = "npnet.safetensors", "npnet.json"
 SWIN = r"unet_embedding\.swin"
@@ -56,9 +55,10 @@ def load(where: str | Path, *, device: str | torch.device = "cpu") -> NPNet:
     """
     place = Path(where).expanduser()
     if (place / CONFIG).is_file():
-        said = json.loads((place / CONFIG).read_text(encoding="utf-8"))
+        said = read_object(place / CONFIG)
         sizes: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in said.items()}
-        made = filled(NPNet(Shape(**sizes)), tensors_in(place / FILE), str(place))
+        made = NPNet(Shape(**sizes))
+        fill(made, tensors_in(place / FILE), str(place), "NPNet")
     elif place.is_file():
         made = from_release(tensors_in(place), str(place))
     else:
@@ -69,23 +69,10 @@ def load(where: str | Path, *, device: str | torch.device = "cpu") -> NPNet:
 def from_release(state: Mapping[str, Tensor], source: str) -> NPNet:
     """The network with the tensors of a checkpoint in the released layout; the sizes are read off them."""
     try:
-        return filled(NPNet(shape_of(state)), renamed(state), source)
+        made = NPNet(shape_of(state))
     except KeyError as error:
         raise ValueError(f"{source} is no NPNet checkpoint: {error.args[0]!r} is missing") from None
-
-
-def filled(made: NPNet, tensors: Mapping[str, Tensor], source: str) -> NPNet:
-    """`made` with these tensors; ValueError naming what is missing, left over or of another shape."""
-    known = made.state_dict()
-    odd = (n for n in known.keys() & tensors.keys() if known[n].shape != tensors[n].shape)
-    for what, names in (
-        ("lacks", sorted(known.keys() - tensors.keys())),
-        ("has left over", sorted(tensors.keys() - known.keys())),
-        ("has another shape of", sorted(odd)),
-    ):
-        if names:
-            raise ValueError(f"{source} {what} {len(names)} tensors of NPNet: {', '.join(names[:3])}")
-    made.load_state_dict({name: value.float() for name, value in tensors.items()})
+    fill(made, renamed(state), source, "NPNet")
     return made
 
 
@@ -134,24 +121,3 @@ def shape_of(state: Mapping[str, Tensor]) -> Shape:
         hidden=hidden,
         wide=len(state["unet_svd.mlp4.0.weight"]),
     )
-
-
-def tensors_in(file: Path) -> dict[str, Tensor]:
-    """Every tensor of a file by its dotted name; ValueError where it holds anything else."""
-    try:
-        if file.suffix == ".safetensors":
-            return load_file(file)
-        return dict(dotted(torch.load(file, map_location="cpu", weights_only=True)))
-    except (UnpicklingError, TypeError) as error:
-        raise ValueError(f"{file} cannot be read as weights: it holds more than tensors") from error
-    except (OSError, RuntimeError, SafetensorError, EOFError) as error:
-        raise ValueError(f"{file} cannot be read as weights: {first_line(error)}") from error
-
-
-def dotted(state: Any, prefix: str = "") -> list[tuple[str, Tensor]]:
-    """Mappings in mappings, flat. TypeError where a leaf is no tensor."""
-    if isinstance(state, Tensor) and prefix:
-        return [(prefix, state.detach())]
-    if not isinstance(state, Mapping):
-        raise TypeError(prefix)
-    return [row for name, part in state.items() for row in dotted(part, f"{prefix}.{name}".strip("."))]

@@ -8,15 +8,8 @@ from typing import Protocol, final
 
 from torch import Tensor
 
-from promptloop.controls.groups import (
-    at_end,
-    check_number,
-    final_reward,
-    grouped,
-    members,
-    reward_of_estimate,
-)
-from promptloop.controls.noise import best
+from promptloop.controls.groups import at_end, check_number, members, reward_of_estimate
+from promptloop.controls.noise import BestOf, best
 from promptloop.controls.plan import place
 from promptloop.rewards.contract import Reward
 from promptloop.sample import Control, State
@@ -69,17 +62,18 @@ class TTSnap(Control):
                 f"TTSnap's keep names step {late[0]}, and the run has {steps} steps (the default is for 20); "
                 f"give earlier ones, on the command line ttsnap:keep={words}"
             )
-        return state if self.of == 1 else grouped(state, self.of, "TTSnap")
+        return self._whole.start(state)
 
     def select(self, state: State) -> State:
-        if self.of == 1:
-            return state
-        if at_end(state):
-            found = final_reward(state, self.reward)
-            return best(state.remember(reward=found), found, 1)
-        if (share := self.keep.get(state.step, 1.0)) == 1:
-            return state
+        share = self.keep.get(state.step, 1.0)
+        if self.of == 1 or at_end(state) or share == 1:
+            return self._whole.select(state)
         return best(state, self._expected(state), left(len(members(state)[0]), share))
+
+    @property
+    def _whole(self) -> BestOf:
+        """What it is where nothing is pruned."""
+        return BestOf(self.reward, self.of)
 
     def _expected(self, state: State) -> Tensor:
         """[B], of the estimate that the last step was made from."""
