@@ -179,7 +179,9 @@ def test_every_hyper_parameter_stands_in_its_table() -> None:
         assert all(getattr(made, key) == value for key, (value, _) in said.items())
         assert made.fixed() == {key: value for key, (value, _) in FIXED.items()}
         assert other == dataclasses.replace(made, steps=7, prompts="mine.txt")
-    assert set(RECIPES) == set(runs.TRAINS) == {*TABLES, "mini", "mini-dpo"}
+    assert (
+        set(RECIPES) == set(runs.TRAINS) == {*TABLES, "mini", "mini-dpo", "reward", "mini-reward", "d2-align"}
+    )
 
 
 def test_the_recipes_are_listed(command: Callable[..., Any]) -> None:

@@ -15,8 +15,9 @@ from PIL import Image
 from tiny_reward import brightness
 
 from promptloop.recipes import scoring
+from promptloop.recipes.images import read
 from promptloop.recipes.rewards import reward_named
-from promptloop.recipes.scoring import read, score
+from promptloop.recipes.scoring import score
 
 QUERIES = ("a red star", "two blue discs", "a jade star")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 from typing import Any
 
 from promptloop.denoisers.loras import LoraSource, files
@@ -10,6 +11,7 @@ from promptloop.names import is_server
 from promptloop.recipes import parts
 from promptloop.recipes.digests import file_digest, folder_digest
 from promptloop.recipes.reward_words import names_in
+from promptloop.recipes.rewards import finished
 from promptloop.rewards.known import KNOWN
 from promptloop.world import weights
 
@@ -36,7 +38,10 @@ def digests(settings: Any) -> dict[str, str]:
 
 def of_reward(name: str) -> str | None:
     """sha256 of one reward's weights; None where it has none of ours."""
-    kind, _, where = name.partition(":")
+    kind, _, said = name.partition(":")
+    where = finished(said)
+    if kind == "d2-align":
+        return folder_digest(Path(where))
     if name == "preference":
         return folder_digest(weights("mini-judge"))
     if kind in ("judge", "rating", "unifiedreward"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from promptloop.names import DOTTED, imported, is_server, nearest
@@ -34,8 +35,21 @@ def reward_named(name: str, device: str | torch.device = "cpu") -> Any:
     known = KNOWN.get(kind)
     if known is not None:
         made = imported(known.made, "reward")
-        return made.load(where or None, device=device) if known.where else made()
+        return made.load(finished(where) or None, device=device) if known.where else made()
     return own(name, "reward", "(images, queries)")
+
+
+def finished(where: str) -> str:
+    """`where`; of a run that has trained a reward, the reward in it. ValueError where it has not ended."""
+    from promptloop.recipes import parts, runs
+
+    folder = Path(where).expanduser()
+    if where and parts.trained_role(folder) == runs.REWARD:
+        if not (folder / runs.REWARD).is_dir():
+            raise ValueError(f"the training run {where} has not ended, so it has no reward yet: go on with "
+                             f"`promptloop train RECIPE --out {where} --resume`")  # fmt: skip
+        return str(folder / runs.REWARD)
+    return where
 
 
 def check_name(name: str) -> None:

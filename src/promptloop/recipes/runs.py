@@ -19,7 +19,7 @@ from promptloop.recipes.places import writable
 from promptloop.recipes.reading import S, settings_from
 
 CONFIG, METRICS = "config.json", "metrics.jsonl"
-POLICY, BACKBONE = "policy", "backbone"  # what a run trains, and the folder in it
+POLICY, BACKBONE, REWARD = "policy", "backbone", "reward"  # what a run trains, and the folder in it
 FIRST = "first"  # in a policy's folder: who writes the first draft, if another does
 TRAINS = {  # recipe -> what it trains
     "mini": POLICY,
@@ -29,6 +29,9 @@ TRAINS = {  # recipe -> what it trains
     "sdxl_turbo_composite": POLICY,
     "sd35_imagereward": POLICY,
     "flux_imagereward": POLICY,
+    "reward": REWARD,
+    "mini-reward": REWARD,
+    "d2-align": REWARD,
 }
 ROLES = {  # title, what it is, tag
     POLICY: (
@@ -40,6 +43,11 @@ ROLES = {  # title, what it is, tag
         "A tuned backbone",
         "A LoRA on the attention of a diffusion model, tuned on preferences (arXiv 2311.12908).",
         "dpo",
+    ),
+    REWARD: (
+        "A reward",
+        "It scores an image for what was asked for, on a scale of its own.",
+        "reward-model",
     ),
 }
 EXAMPLE = "a jade disc and a golden block"  # what a run is tried on
@@ -189,7 +197,9 @@ def lines(run: Path) -> list[dict[str, float]]:
 
 
 def try_it(where: str, role: str, settings: Mapping[str, Any]) -> str:
-    """The command that makes images with what a run has trained, as it was trained."""
+    """The command that uses what a run has trained: makes images as it was trained, or scores one."""
+    if role == REWARD:
+        return f'promptloop score IMAGE --prompt "{EXAMPLE}" --reward {settings["trained"]}:{where}'
     words = [f"--{role}", where, "--compare"]
     backbone = str(settings.get("backbone", USUAL))
     if role == POLICY and backbone != USUAL:
@@ -198,6 +208,13 @@ def try_it(where: str, role: str, settings: Mapping[str, Any]) -> str:
         words += ["--embedded-guidance", str(settings["embedded_guidance"])]
     words = ["promptloop", "generate", EXAMPLE, *words, "--out", "out"]
     return shlex.join(words).replace(f"'{EXAMPLE}'", f'"{EXAMPLE}"')
+
+
+def library(settings: Mapping[str, Any], role: str) -> str:
+    """What loads the weights."""
+    if settings.get("trained") == "d2-align":
+        return "promptloop"
+    return "transformers" if role == REWARD or settings.get("train_weights") == "all" else "peft"
 
 
 def card(run: Path, recipe: str, settings: Mapping[str, Any], device: Any, role: str) -> None:
@@ -219,7 +236,7 @@ def card(run: Path, recipe: str, settings: Mapping[str, Any], device: Any, role:
     ]
     stack = ", ".join(f"{k} {v}" for k, v in trace.environment(device).items())
     text = f"""---
-library_name: {"transformers" if settings.get("train_weights") == "all" else "peft"}
+library_name: {library(settings, role)}
 license: apache-2.0
 tags: [promptloop, text-to-image, {ROLES[role][2]}]
 ---

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
 from promptloop.names import nearest
+from promptloop.recipes import lists
+from promptloop.recipes.images import read
+from promptloop.recipes.lists import file_at, text_of
 from promptloop.recipes.rewards import check
 
 if TYPE_CHECKING:
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 LISTS = (".txt", ".csv", ".jsonl")
-MODES = ("RGB", "L", "P", "1", "RGBA", "LA")
 SHOWN = 48  # characters of a prompt in the table
 
 
@@ -179,21 +179,7 @@ def lines(file: Path) -> list[str]:
 
 def from_list(images: Sequence[Path], file: Path) -> list[Asked]:
     """The rows of a .csv or .jsonl with image and prompt; where images are given, those of them, by name."""
-    rows = (
-        [*csv.DictReader(io.StringIO(text_of(file), newline=""))] if file.suffix == ".csv" else objects(file)
-    )
-    found = []
-    for k, row in enumerate(rows, 1):
-        if None in row:
-            raise ValueError(f"row {k} of {file} has more cells than there are columns; put a prompt with a "
-                             "comma in double quotes")  # fmt: skip
-        for column in ("image", "prompt"):
-            if not isinstance(row.get(column), str) or not row[column].strip():
-                there = ", ".join(str(name) for name in row) or "none"
-                raise ValueError(f"row {k} of {file} has no {column!r}; its columns are {there}")
-        found.append((row["image"].strip(), row["prompt"].strip()))
-    if not found:
-        raise ValueError(f"{file} has no row; its columns are image and prompt")
+    found = [(row["image"].strip(), row["prompt"].strip()) for row in lists.rows(file, "image", "prompt")]
     if not images:
         return [Asked(file_at(file.parent / name, file), prompt) for name, prompt in found]
     given = files_of(images)
@@ -210,54 +196,6 @@ def from_list(images: Sequence[Path], file: Path) -> list[Asked]:
     if left := [name for name in by_name if name not in told]:
         raise ValueError(f"{file} has no prompt for {left[0]} ({len(left)} of {len(given)} images have none)")
     return [Asked(by_name[name], prompt) for name, prompt in asked]
-
-
-def objects(file: Path) -> list[Mapping[str, Any]]:
-    found: list[Mapping[str, Any]] = []
-    for k, line in enumerate(text_of(file).split("\n"), 1):
-        if line.strip():
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise ValueError(f"line {k} of {file} is no JSON ({error})") from error
-            if not isinstance(row, dict):
-                raise ValueError(f"line {k} of {file} is no object with image and prompt")
-            found.append(row)
-    return found
-
-
-def file_at(path: Path, named_by: Path) -> Path:
-    if not path.is_file():
-        raise ValueError(f"{named_by} names {path}, which is no file")
-    return path
-
-
-def text_of(file: Path) -> str:
-    if not file.is_file():
-        raise ValueError(f"there is no file {file}")
-    try:
-        return file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is no text in UTF-8 ({error.reason})") from error
-
-
-def read(file: Path) -> Tensor:
-    """[3, H, W] in [0, 1], upright. ValueError for what would be changed by reading it as 8-bit RGB."""
-    import numpy as np
-    import torch
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
-    try:
-        with Image.open(file) as opened:
-            if opened.mode not in MODES:
-                raise ValueError(f"{file} is an image of mode {opened.mode}; save it as 8-bit RGB first")
-            upright = ImageOps.exif_transpose(opened)
-            if upright.has_transparency_data and np.array(upright.convert("RGBA"))[..., 3].min() < 255:
-                raise ValueError(f"{file} is transparent in parts; put it on a ground first")
-            pixels = np.array(upright.convert("RGB"))
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError) as error:
-        raise ValueError(f"{file} cannot be read as an image: {error}") from error
-    return torch.from_numpy(pixels).permute(2, 0, 1).float() / 255
 
 
 # --- what is shown

@@ -18,6 +18,15 @@ GRPO = "promptloop.recipes.grpo:grpo"
 RECIPES = {  # name -> what makes its settings of those given, what runs them
     "mini": ("promptloop.recipes.embedded:mini", GRPO),
     "mini-dpo": ("promptloop.recipes.dpo_settings:MiniDPO", "promptloop.recipes.mini_dpo:mini_dpo"),
+    "reward": (
+        "promptloop.recipes.reward_settings:RewardTraining",
+        "promptloop.recipes.reward_training:reward_training",
+    ),
+    "mini-reward": (
+        "promptloop.recipes.reward_settings:MiniReward",
+        "promptloop.recipes.reward_training:mini_reward",
+    ),
+    "d2-align": ("promptloop.recipes.reward_settings:D2Align", "promptloop.recipes.d2_align:d2_align"),
     "sd15_imagereward": ("promptloop.recipes.real:sd15_imagereward", GRPO),
     "sdxl_imagereward": ("promptloop.recipes.real:sdxl_imagereward", GRPO),
     "sdxl_turbo_composite": ("promptloop.recipes.real:sdxl_turbo_composite", GRPO),
@@ -118,9 +127,15 @@ def run(recipe: str, given: Mapping[str, Any], folder: Path, *, resume: bool, **
     settings = settings_from(make, {**stored, **given})
     function = found(RECIPES[recipe][1])
     done = function(settings, folder, recipe=recipe, resume=resume, **others)
-    rewards = [line["reward"] for line in done["lines"] if "reward" in line]
-    reached = f"reward {rewards[0]:.3f} -> {rewards[-1]:.3f}" if rewards else "reward not looked at"
     return (
-        f"{done['updates']} updates, {reached}; weights, metrics and card in {folder}\n"
+        f"{done['updates']} updates, {reached(done['lines'])}; weights, metrics and card in {folder}\n"
         f"try it: {runs.try_it(str(folder), done['role'], done['settings'])}"
     )
+
+
+def reached(lines: Sequence[Mapping[str, float]]) -> str:
+    """The first and last look at what the training is after."""
+    for name in ("reward", "accuracy", "corrected"):
+        if looks := [line[name] for line in lines if name in line]:
+            return f"{name} {looks[0]:.3f} -> {looks[-1]:.3f}"
+    return "reward not looked at"

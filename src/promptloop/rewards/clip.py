@@ -37,9 +37,17 @@ class ClipReward(TwoTowers):
         return clip_of(tensors, words, config_in(folder, "clip"), cls.release)
 
     def scores(self, pixels: Tensor, ids: Tensor) -> Tensor:
-        seen = self.network.visual_projection(self.network.vision_model(pixel_values=pixels).pooler_output)
-        said = self.network.text_projection(self.network.text_model(input_ids=ids).pooler_output)
-        return self.scaled((unit(seen) * unit(said)).sum(-1))
+        return self.scaled((self.seen(pixels) * self.said(ids)).sum(-1))
+
+    def seen(self, pixels: Tensor) -> Tensor:
+        """Pictures as points of the space that texts share, [B, D] of length 1."""
+        return unit(
+            self.network.visual_projection(self.network.vision_model(pixel_values=pixels).pooler_output)
+        )
+
+    def said(self, ids: Tensor) -> Tensor:
+        """Texts as points of that space, [B, D] of length 1."""
+        return unit(self.network.text_projection(self.network.text_model(input_ids=ids).pooler_output))
 
     @abstractmethod
     def scaled(self, cosine: Tensor) -> Tensor:

@@ -35,6 +35,11 @@ class Known:
 KNOWN: dict[str, Known] = {
     "oracle": Known("promptloop.world.oracle:OracleReward", "the embedded world's exact grade", "0 to 1"),
     "oracle-strict": Known("promptloop.world.oracle:strict", "the same, all or nothing", "0 or 1"),
+    "oracle-attributes": Known(
+        "promptloop.world.oracle:attributes", "its clauses on what things look like alone", "0 to 1"
+    ),
+    "oracle-spatial": Known("promptloop.world.oracle:spatial", "its clauses on where things are", "0 to 1"),
+    "oracle-count": Known("promptloop.world.oracle:count", "its clauses on how many there are", "0 to 1"),
     "preference": Known(
         "promptloop.world.judge:JudgeReward",
         "the embedded world's learned preference (mini-judge)",
@@ -93,6 +98,14 @@ KNOWN: dict[str, Known] = {
         "MIT",
         "DIR|ID",
         "openai/clip-vit-large-patch14",
+        differentiable=True,
+    ),
+    "d2-align": Known(
+        "promptloop.rewards.directional:Directional",
+        "a CLIP reward, corrected along one learned direction",
+        "that reward's",
+        "that reward's",
+        "DIR",
         differentiable=True,
     ),
     "siglip": Known(

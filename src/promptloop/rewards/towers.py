@@ -106,9 +106,21 @@ class TwoTowers(nn.Module, ABC):
         return in_batches(self._scores, images, queries, self.batch)
 
     def _scores(self, images: Tensor, queries: list[str]) -> Tensor:
-        at = next(self.network.parameters())
-        pixels = self.release.view(images.to(at), self.side)
-        return self.scores(pixels, self.words([self.release.before + q for q in queries]).to(at.device))
+        return self.scores(self.pixels(images), self.ids(queries))
+
+    def pixels(self, images: Tensor) -> Tensor:
+        """Images [B, 3, H, W] in [0, 1] as the network sees them."""
+        return self.release.view(images.to(next(self.network.parameters())), self.side)
+
+    def ids(self, queries: Sequence[str]) -> Tensor:
+        """Queries as the network reads them, [B, length]."""
+        said = self.words([self.release.before + query for query in queries])
+        return said.to(next(self.network.parameters()).device)
+
+    def save(self, folder: str | Path) -> None:
+        """Writes what `load` reads: model.safetensors by transformers' names, config.json, tokenizer.json."""
+        self.network.save_pretrained(folder)
+        self.words.tokenizer.save(str(Path(folder) / FILE))
 
 
 def beside(file: Path, name: str, hub: str, download: bool) -> Path:

@@ -17,20 +17,29 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from promptloop.names import one_of
 from promptloop.world.captions import Ask, Group, parse, phrase_group
 from promptloop.world.reading import SLOTS, Reading, read
 from promptloop.world.scene import COLOURS, GROUNDS, PATTERNS, SHAPES, SIDE, SIZES
 from promptloop.world.words import PLACES
 
 HOLDS = 0.5  # a clause holds from this score on
+ASPECTS = {  # the kinds of clauses that people may be asked to judge by, apart from the others
+    "attributes": ("shape", "colour", "size", "pattern", "outlined"),
+    "spatial": ("place", "relation"),
+    "count": ("count",),
+}
 
 
 @dataclass(frozen=True)
 class Clause:
-    """One thing that was asked, in words, and how far it is true (0 to 1)."""
+    """One thing that was asked, in words, how far it is true (0 to 1), and of what kind it is: an attribute
+    ("shape", "colour", ..., "place"), "count", "relation" or "ground".
+    """
 
     text: str
     score: float
+    kind: str = ""
 
 
 @dataclass(frozen=True)
@@ -61,20 +70,45 @@ def grade(images: Tensor | np.ndarray, asks: Sequence[Ask | str]) -> Grades:
 class OracleReward:
     """The oracle as a reward: ``reward(images, queries) -> [B]``, scale 0 to 1, not differentiable.
 
-    It is the soft score, or with ``strict`` 1 where every clause holds and else 0.
+    It is the soft score, or with ``strict`` 1 where every clause holds and else 0. With an ``aspect`` only
+    its clauses count, and a query that asks nothing of that kind is met by every image.
     """
 
     strict: bool = False
+    aspect: str = "all"
     differentiable: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        one_of(self.aspect, ("all", *ASPECTS), "aspect")
 
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         found = grade(images, prompts)
-        return found.strict if self.strict else found.soft
+        if self.aspect == "all":
+            return found.strict if self.strict else found.soft
+        scores = [[c.score for c in row if c.kind in ASPECTS[self.aspect]] or [1.0] for row in found.reasons]
+        if self.strict:
+            return torch.tensor([float(min(row) >= HOLDS) for row in scores])
+        return torch.tensor([sum(row) / len(row) for row in scores])
 
 
 def strict() -> OracleReward:
     """The oracle that gives no part of a point."""
     return OracleReward(strict=True)
+
+
+def attributes() -> OracleReward:
+    """The oracle's clauses on shapes, colours, sizes, patterns and outlines alone."""
+    return OracleReward(aspect="attributes")
+
+
+def spatial() -> OracleReward:
+    """The oracle's clauses on where things are alone."""
+    return OracleReward(aspect="spatial")
+
+
+def count() -> OracleReward:
+    """The oracle's clauses on exact numbers alone."""
+    return OracleReward(aspect="count")
 
 
 def attribute_scores(reading: Reading, image: int, group: Group) -> dict[str, np.ndarray]:
@@ -126,24 +160,19 @@ def clauses(reading: Reading, image: int, ask: Ask) -> tuple[Clause, ...]:
         name = phrase_group(replace(ask.groups[g], count=1, place=None))
         for attribute, score in scores[g].items():
             word = attribute if attribute != "place" else f"at the {PLACES[ask.groups[g].place]}"  # type: ignore[index]
-            out.append(Clause(f"{name}: {word}", float(score[slot]) if slot is not None else 0.0))
+            out.append(Clause(f"{name}: {word}", float(score[slot]) if slot is not None else 0.0, attribute))
     for g, group in enumerate(ask.groups):
         if group.count > 1:
             found = int((np.min(list(scores[g].values()), 0) >= HOLDS).sum())
             off = abs(found - group.count)
-            out.append(
-                Clause(
-                    f"exactly {phrase_group(group)} (found {found})", max(0.0, 1 - 0.6 * off) if off else 1.0
-                )
-            )
+            told = f"exactly {phrase_group(group)} (found {found})"
+            out.append(Clause(told, max(0.0, 1 - 0.6 * off) if off else 1.0, "count"))
     if ask.relation:
-        out.append(
-            Clause(f"first is {ask.relation} second", relation_score(reading, image, ask, wanted, match, fit))
-        )
+        held = relation_score(reading, image, ask, wanted, match, fit)
+        out.append(Clause(f"first is {ask.relation} second", held, "relation"))
     if ask.ground:
-        out.append(
-            Clause(f"{ask.ground} background", float(reading.ground[image, GROUNDS.index(ask.ground)]))
-        )
+        drawn = float(reading.ground[image, GROUNDS.index(ask.ground)])
+        out.append(Clause(f"{ask.ground} background", drawn, "ground"))
     return tuple(out)
 
 

@@ -1,0 +1,114 @@
+"""`promptloop train d2-align`: one direction in a CLIP reward's text space, from the generator's images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from promptloop import checkpoint
+from promptloop.objectives.contract import Batch
+from promptloop.objectives.direction import Direction
+from promptloop.processes import Processes
+from promptloop.recipes import gallery, lists, loaded, parts, runs
+from promptloop.recipes.digests import file_digest
+from promptloop.recipes.images import read
+from promptloop.recipes.progress import Progress
+from promptloop.recipes.reward_settings import D2Align
+from promptloop.recipes.reward_training import alone, gallery_of
+from promptloop.recipes.rewards import finished, reward_named
+from promptloop.rewards.directional import Directional
+from promptloop.train import After, Line, train
+
+
+def d2_align(
+    settings: D2Align,
+    run: Path,
+    *,
+    recipe: str = "d2-align",
+    resume: bool = False,
+    progress: Progress | None = None,
+    say: Callable[[str], None] = print,
+    **training: Any,
+) -> dict[str, Any]:
+    """Trains, and leaves in `run` the direction (`run/reward`), checkpoints, metrics and a card."""
+    alone(recipe)
+    file = list_of(settings.images)
+    rows = lists.rows(file, "image", "prompt")
+    files = [lists.file_at(file.parent / row["image"].strip(), file) for row in rows]
+    device = parts.device_named(settings.device)
+    with runs.begin(run, recipe, settings, resume=resume, prompts=file_digest(file), say=say):
+        reward = reward_named(settings.reward, device)
+        for word in runs.record(run, digests(settings), asdict(settings.training())):
+            say(word)
+        corrected = Directional(reward, omega=settings.omega)
+        reward.requires_grad_(False)
+        corrected.direction.requires_grad_(True)
+        seen, said = points(corrected, files, [row["prompt"].strip() for row in rows], progress)
+        checkpoint.seed_generators(settings.seed)
+        done = train(
+            Direction(corrected, seen, said, settings.batch, settings.seed),
+            corrected,
+            settings.training(),
+            run,
+            processes=Processes(),
+            after=[telling(settings, progress)],
+            **training,
+        )
+        runs.finish(run / runs.REWARD, lambda folder: corrected.save(folder, whole(settings.reward)))
+        told = {**asdict(settings), "trained": "d2-align"}
+        runs.card(run, recipe, told, device, runs.REWARD)
+        return {"updates": done, "role": runs.REWARD, "settings": told, "lines": runs.lines(run)}
+
+
+def list_of(said: str) -> Path:
+    """The list of images that is meant: the file, or that of a gallery or of a run that has drawn one."""
+    path = Path(said).expanduser()
+    if path.is_dir():
+        path = gallery_of(said) / gallery.LIST
+    if path.suffix not in (".jsonl", ".csv") or not path.is_file():
+        raise ValueError(f"images {said!r}: give a .jsonl or .csv of image and prompt, or a run's gallery")
+    return path
+
+
+def whole(said: str) -> str:
+    """The reward's name with its folder's whole path: it is read from another folder later."""
+    kind, _, where = said.partition(":")
+    path = Path(finished(where)).expanduser()
+    return f"{kind}:{path.resolve()}" if where and path.exists() else said
+
+
+def digests(settings: D2Align) -> dict[str, str]:
+    """What was loaded to be corrected."""
+    number = loaded.of_reward(settings.reward)
+    return {} if number is None else {"reward": number}
+
+
+@torch.no_grad()
+def points(
+    corrected: Directional, files: list[Path], prompts: list[str], progress: Progress | None
+) -> tuple[Tensor, Tensor]:
+    """Pictures and texts [N, D] as the two towers have them."""
+    reward, size, seen, said = corrected.reward, corrected.reward.batch, [], []
+    for k in range(0, len(files), size):
+        pixels = torch.cat([reward.pixels(read(file)[None]) for file in files[k : k + size]])
+        seen.append(reward.seen(pixels))
+        said.append(reward.said(reward.ids(prompts[k : k + size])))
+        if progress is not None:
+            progress("looking at the images", min(k + size, len(files)), len(files))
+    return torch.cat(seen), torch.cat(said)
+
+
+def telling(settings: D2Align, progress: Progress | None) -> After:
+    """A hook that shows how far the training is."""
+
+    def tell(update: int, batch: Batch, line: Line) -> Line:
+        if progress is not None:
+            progress(f"training: length {line['length']:.3f}", update, settings.steps)
+        return {}
+
+    return tell
