@@ -168,7 +168,7 @@ def train(
         bool, typer.Option("--help", help="Show this message, after a RECIPE its settings too, and exit.")
     ] = False,
 ) -> None:
-    """Train a prompt policy or a backbone by a RECIPE; any of its settings as --setting value."""
+    """Train a prompt policy, a backbone or a reward by a RECIPE; any of its settings as --setting value."""
     from promptloop.recipes.training import check, listed, run, settings_given, told
 
     if asked:

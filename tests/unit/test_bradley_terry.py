@@ -224,3 +224,15 @@ def test_margins_that_are_not_finite_are_refused(reward: PickScore) -> None:
         broken.check(Share())
     with pytest.raises(ValueError, match="no pair to learn from"):
         replace(made, choices=[])
+
+
+def test_gradients_of_the_corrected_reward_reach_the_image(reward: PickScore) -> None:
+    """By finite differences in float64. Fails where the text or image is detached on the way."""
+    moved = Directional(reward.double(), torch.linspace(-1, 1, tiny.SHARED)).double()
+    image = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    image = (0.2 + 0.6 * image).requires_grad_(True)
+    (slope,) = torch.autograd.grad(moved(image, ["star"]).sum(), image)
+    along = torch.randn(image.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    with torch.no_grad():
+        ends = [float(moved(image + h * along, ["star"])) for h in (1e-5, -1e-5)]
+    assert float((slope * along).sum()) == pytest.approx((ends[0] - ends[1]) / 2e-5, rel=1e-4)

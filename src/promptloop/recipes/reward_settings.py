@@ -10,7 +10,7 @@ from promptloop.names import one_of
 if TYPE_CHECKING:  # the names of settings are told before anything heavy is loaded
     from promptloop.train import Training
 
-EMBEDDED = "embedded"  # two towers of the embedded models, which have not met
+EMBEDDED = "mini-clip"  # of the embedded world, taught by contrast alone
 SCALES = {  # rewards that can be trained -> what their margin is multiplied by, unless told otherwise
     "pickscore": 1.0,
     "hpsv2": 100.0,
@@ -68,24 +68,23 @@ class RewardTraining:
 @final
 @dataclass(frozen=True)
 class MiniReward:
-    """A CLIP reward of the embedded world, learned from choices between images of several models (IterComp,
-    arXiv 2410.07171): every member draws for the same queries, a judge ranks, and people err.
+    """A CLIP reward of the embedded world, learned from choices between images of several models.
+
+    IterComp (arXiv 2410.07171): every member draws for the same queries, a judge ranks, and people err.
 
     With `judge` oracle-attributes, oracle-spatial or oracle-count it is a reward of one side of composition.
     `reward` pickscore:RUN goes on from an earlier one, with a gallery to which a tuned model was added.
     """
 
     steps: Annotated[int, "updates"] = 600
-    reward: Annotated[str, "what is trained on: embedded (towers that have not met), or pickscore:RUN"] = (
-        EMBEDDED
-    )
+    reward: Annotated[str, "what is trained on: mini-clip, or pickscore:RUN"] = EMBEDDED
     judge: Annotated[str, "who ranks the images of a query"] = "oracle"
     turned: Annotated[float, "share of the pairs whose judgement is turned round"] = 0.1
     gallery: Annotated[str, "another run's gallery; none: drawn here, in RUN/gallery"] = "none"
     members: Annotated[str, "who draws it: BACKBONE or BACKBONE+POLICY, with commas between"] = (
         "mini-turbo,mini-turbo+mini-policy,mini-unet,mini-flow"
     )
-    queries: Annotated[int, "training-side queries that they draw for"] = 350
+    queries: Annotated[int, "training-side queries that they draw for"] = 1050
     images: Annotated[int, "of each member for each query"] = 1
     seed: Annotated[int, "of everything that is drawn"] = 0
     held_out: Annotated[float, "share of the queries that are looked at and not learned from"] = 0.1
@@ -139,8 +138,9 @@ def checked(settings: RewardTraining | MiniReward) -> None:
 @final
 @dataclass(frozen=True)
 class D2Align:
-    """One direction in a CLIP reward's text space, learned from images of the frozen generator: stage one of
-    D2-Align (arXiv 2512.24146). Then `--reward d2-align:RUN` is the corrected reward, everywhere.
+    """One direction in a CLIP reward's text space, learned from the frozen generator's images (D2-Align).
+
+    Stage one of arXiv 2512.24146. Then `--reward d2-align:RUN` is the corrected reward, everywhere.
     """
 
     steps: Annotated[int, "updates"] = 2000

@@ -7,7 +7,11 @@ WEIGHTS = Path(__file__).parent / "weights"
 BACKBONES = ("mini-unet", "mini-flow", "mini-turbo")
 CHATS = ("mini-vlm",)
 MODELS = (*BACKBONES, *CHATS)  # of what build.py makes, those that ship
-MADE_FROM_THEM = ("mini-judge", "mini-policy")  # a learned reward (judge.py); mini-vlm trained by GRPO
+MADE_FROM_THEM = (
+    "mini-judge",  # a learned reward (judge.py)
+    "mini-clip",  # what rewards of two towers are learned from (clip.py)
+    "mini-policy",  # mini-vlm trained by GRPO
+)
 ELSEWHERE = {"mini-policy": "studies/image-0"}  # it is one of the studies' policies
 
 
