@@ -76,7 +76,7 @@ class MiniReward:
     `reward` pickscore:RUN goes on from an earlier one, with a gallery to which a tuned model was added.
     """
 
-    steps: Annotated[int, "updates"] = 600
+    steps: Annotated[int, "updates"] = 300
     reward: Annotated[str, "what is trained on: mini-clip, or pickscore:RUN"] = EMBEDDED
     judge: Annotated[str, "who ranks the images of a query"] = "oracle"
     turned: Annotated[float, "share of the pairs whose judgement is turned round"] = 0.1
@@ -90,7 +90,7 @@ class MiniReward:
     held_out: Annotated[float, "share of the queries that are looked at and not learned from"] = 0.1
     scale: Annotated[float, "of the margin"] = 1.0
     frozen: Annotated[float, "share of each tower's layers, from the first, that stay as they are"] = 0.0
-    lr: Annotated[float, "learning rate"] = 5e-4
+    lr: Annotated[float, "learning rate"] = 1e-4
     warmup: Annotated[int, "updates in which the learning rate rises"] = 50
     weight_decay: Annotated[float, "of AdamW"] = 0.05
     batch: Annotated[int, "pairs in an update"] = 64
