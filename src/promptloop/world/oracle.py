@@ -67,6 +67,10 @@ class OracleReward:
     strict: bool = False
     differentiable: ClassVar[bool] = False
 
+    @property
+    def __name__(self) -> str:
+        return "oracle-strict" if self.strict else "oracle"
+
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         found = grade(images, prompts)
         return found.strict if self.strict else found.soft
