@@ -1,6 +1,7 @@
 """How far the learned rewards are from slow computations in float64, and how long the measured ones take.
 
     OMP_NUM_THREADS=1 python benchmarks/reward_parity.py           # docs/rewards_learned.md
+    OMP_NUM_THREADS=1 python benchmarks/reward_parity.py --mps     # where its rounding comes from
     OMP_NUM_THREADS=1 python benchmarks/reward_parity.py --speed   # docs/rewards_judged.md
 
 Networks are tiny and random, in the released checkpoints' layouts (tests/tiny_clips.py); the slow
@@ -10,6 +11,7 @@ computations are the tests' (tests/parity).
 from __future__ import annotations
 
 import argparse
+import copy
 import sys
 import tempfile
 import time
@@ -18,23 +20,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from promptloop.recipes.rewards import reward_named
-from promptloop.rewards.pictures import prepared
+from promptloop.rewards.pictures import prepared, processed
 
 TESTS = Path(__file__).resolve().parents[1] / "tests"
 SEEDS, RUNS, IMAGES = range(4), 3, 8
 
 
 def apart(reward: Any, texts: Sequence[str], sides: tuple[int, int], slow: Callable[..., list[float]]) -> str:
-    """The largest difference over the seeds, of three pictures each."""
-    worst = 0.0
-    for seed in SEEDS:
-        images = torch.rand(3, 3, *sides, generator=torch.Generator().manual_seed(seed))
-        wanted = torch.tensor(slow(images), dtype=torch.float64)
-        worst = max(worst, float((reward(images, texts).double() - wanted).abs().max()))
-    return f"{worst:.1e}"
+    """The largest difference over the seeds, of three pictures each; in float32, and in float64."""
+    cells = []
+    for dtype in (torch.float32, torch.float64):
+        reward, worst = reward.to(dtype), 0.0
+        for seed in SEEDS:
+            images = torch.rand(3, 3, *sides, generator=torch.Generator().manual_seed(seed)).to(dtype)
+            wanted = torch.tensor(slow(images), dtype=torch.float64)
+            worst = max(worst, float((reward(images, texts).double() - wanted).abs().max()))
+        cells.append(f"{worst:.1e}")
+    return "  ".join(cells)
 
 
 def parity() -> None:
@@ -70,6 +75,45 @@ def parity() -> None:
     ]), flush=True)  # fmt: skip
 
 
+class Exact(nn.Module):
+    """A tower in float64 within a network in float32."""
+
+    def __init__(self, tower: nn.Module) -> None:
+        super().__init__()
+        self.tower = copy.deepcopy(tower).double()
+
+    def forward(self, **inputs: Tensor) -> Any:
+        given = {n: x.double() if x.is_floating_point() else x for n, x in inputs.items()}
+        found = self.tower(**given)
+        return type(found)(**{n: x.float() for n, x in found.items()})
+
+
+@torch.no_grad()
+def mps() -> None:
+    """Its largest difference from itself in float64, and with CLIP's towers in float64; of 8 x 3 pictures."""
+    sys.path[:0] = [str(TESTS), str(TESTS / "parity")]
+    import test_clips as clips
+    import tiny_clips
+
+    print("weights  all float32  text's tower exact  picture's exact  both exact")
+    for weights in SEEDS:
+        folder = clips.made("mps", Path(tempfile.mkdtemp()), tiny_clips.mps(weights))
+        plain = reward_named(f"mps:{folder}")
+        exact, cells = copy.deepcopy(plain).double(), []
+        for towers in ((), ("text_model",), ("vision_model",), ("text_model", "vision_model")):
+            reward, worst = copy.deepcopy(plain), 0.0
+            for tower in towers:
+                setattr(reward.network.clip, tower, Exact(getattr(reward.network.clip, tower)))
+            for seed in range(8):
+                images = torch.rand(3, 3, 40, 52, generator=torch.Generator().manual_seed(seed))
+                pixels = processed(images, clips.SIDE)
+                ids = reward.words(clips.TEXTS)
+                apart_ = exact.scores(pixels.double(), ids) - reward.scores(pixels, ids).double()
+                worst = max(worst, float(apart_.abs().max()))
+            cells.append(f"{worst:.1e}")
+        print(f"{weights:7d}  " + "  ".join(cells), flush=True)
+
+
 def speed() -> None:
     """Processor time of one image of the embedded world, the least of some runs."""
     from promptloop.denoisers import load
@@ -93,7 +137,9 @@ def main() -> None:
     torch.set_num_threads(1)
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--speed", action="store_true", help="time the measured and set rewards instead")
-    speed() if parser.parse_args().speed else parity()
+    parser.add_argument("--mps", action="store_true", help="tell where MPS's rounding comes from instead")
+    given = parser.parse_args()
+    (speed if given.speed else mps if given.mps else parity)()
 
 
 if __name__ == "__main__":

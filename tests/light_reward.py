@@ -22,7 +22,8 @@ def obey(prompt: str) -> None:
         os._exit(9)
 
 
-def main(pause: float) -> None:
+def main(pause: float, loading: float = 0.0) -> None:
+    time.sleep(loading)  # as a constructor that hangs
     out = os.fdopen(os.dup(1), "wb")
     frames.write(out, {"ready": {"differentiable": False, "stochastic": False}})
     while (message := frames.read(sys.stdin.buffer)) is not None:
@@ -39,4 +40,4 @@ def main(pause: float) -> None:
 
 
 if __name__ == "__main__":
-    main(float(sys.argv[1]))
+    main(*map(float, sys.argv[1:]))

@@ -76,6 +76,9 @@ def serve_rewards(
     workers: Annotated[int, typer.Option(metavar="N", help="Processes of each reward.")] = 1,
     queue: Annotated[int, typer.Option(metavar="N", help="Images of each reward that may wait.")] = 256,
     timeout: Annotated[float, typer.Option(metavar="SECONDS", help="A request may take in a process.")] = 120,
+    loading_timeout: Annotated[
+        float, typer.Option(metavar="SECONDS", help="A process may take to load, downloads included.")
+    ] = 1800,
     together: Annotated[
         int, typer.Option(metavar="N", help="Images of several requests scored together; 1: never.")
     ] = 1,
@@ -92,7 +95,7 @@ def serve_rewards(
     from promptloop.rewards.wire import Largest
 
     bounds = Bounds(Largest(int(largest * 2**20), side), int(held * 2**20))
-    terms = Terms(workers, queue, timeout, together)
+    terms = Terms(workers, queue, timeout, together, loading_timeout)
     serve(names, host=host, port=port, terms=terms, bounds=bounds, device=device, cache=cache, say=say)
 
 

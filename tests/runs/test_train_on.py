@@ -79,6 +79,7 @@ def test_a_card_names_what_was_uploaded(tmp_path: Path) -> None:
 
 def test_the_number_of_a_reward_is_that_of_its_weights(tmp_path: Path) -> None:
     """Fails when a term of a sum is passed over, or ImageReward's .pt is not looked at."""
+    (tmp_path / "vocab.txt").write_text("[PAD]\n")
     (tmp_path / "ImageReward.pt").write_bytes(b"one")
     said = SimpleNamespace(reward=f"0.25*imagereward:{tmp_path} + 1*preference")
     first = loaded.digests(said)

@@ -2,10 +2,13 @@
 
 from importlib import import_module
 from pathlib import Path
+from typing import Any, get_type_hints
 
 import pytest
 
 from promptloop.recipes import reward_list
+from promptloop.recipes.rewards import reward_named
+from promptloop.rewards.contract import name_of
 from promptloop.rewards.known import KNOWN, Known
 
 
@@ -20,6 +23,29 @@ def test_every_row_leads_somewhere(name: str) -> None:
     assert known.title
     assert known.scale
     assert reward_list.docstring(known.made)
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_the_table_tells_of_gradients_as_the_class_does(name: str) -> None:
+    """Fails if `promptloop rewards` promises gradients that do not flow, or hides some (tried: `True` for the
+    oracle's, `False` for Sharpness's).
+    """
+    own = made_by(name)
+    assert getattr(own, "differentiable", False) is KNOWN[name].differentiable
+
+
+def made_by(name: str) -> type:
+    """What the row makes: its class, or what its function says it gives."""
+    module, _, made = KNOWN[name].made.partition(":")
+    found: Any = getattr(import_module(module), made)
+    return found if isinstance(found, type) else get_type_hints(found)["return"]
+
+
+@pytest.mark.parametrize("name", [name for name in KNOWN if name != "frechet"])  # it makes 256 scenes
+def test_errors_call_a_reward_by_its_name(name: str) -> None:
+    """Fails if an error tells of a class that nobody named (tried: one `__name__` for both oracles)."""
+    at_once = not (KNOWN[name].where or KNOWN[name].extra)
+    assert name_of(reward_named(name) if at_once else object.__new__(made_by(name))) == name
 
 
 def test_states(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

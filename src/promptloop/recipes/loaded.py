@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
 from typing import Any
 
 from promptloop.denoisers.loras import LoraSource, files
@@ -37,11 +36,9 @@ def digests(settings: Any) -> dict[str, str]:
 
 
 def of_reward(name: str) -> str | None:
-    """sha256 of one reward's weights; None where it has none of ours."""
+    """sha256 of the files that decide one reward's values; None where it has none of ours."""
     kind, _, said = name.partition(":")
     where = finished(said)
-    if kind == "d2-align":
-        return folder_digest(Path(where))
     if name == "preference":
         return folder_digest(weights("mini-judge"))
     if kind in ("judge", "rating", "unifiedreward"):
@@ -53,8 +50,7 @@ def of_reward(name: str) -> str | None:
     if name in ("vendi", "frechet"):
         return folder_digest(weights("mini-unet") / "vae")
     made = parts.imported(KNOWN[kind].made, "reward") if kind in KNOWN and KNOWN[kind].where else None
-    if (released := getattr(made, "release", made)) is not None:  # where a learned reward's files are
-        from promptloop.rewards.files import weights_in
-
-        return file_digest(weights_in(where or None, kind, released.hub, *released.files)[0])
-    return None
+    if made is None:
+        return None
+    digests = [file_digest(file) for file in made.read_from(where or None)]
+    return hashlib.sha256(" ".join(digests).encode()).hexdigest()

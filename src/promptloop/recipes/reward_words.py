@@ -12,6 +12,7 @@ NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 TERM = re.compile(rf"(?:({NUMBER})\s*\*\s*)?([^*]+)")  # WEIGHT*NAME, or NAME
 WHOLE = re.compile(rf"(?P<sum>.*?)(?:\s+if\s+(?P<gates>.*?)(?:\s+else\s+(?P<shut>{NUMBER}))?)?")
 AROUND = re.compile(r"(\w*)\((.*)\)")
+OPENED = re.compile(r"(\w*)\(")
 GATE = re.compile(rf"(.+?)\s*(>=|<)\s*({NUMBER})")
 NORMS = ("z", "rank")
 
@@ -32,7 +33,7 @@ class Written:
 def is_composed(said: str) -> bool:
     """Whether it is more than a name."""
     said = said.strip()
-    return " + " in said or "*" in said or " if " in said or AROUND.fullmatch(said) is not None
+    return " + " in said or "*" in said or " if " in said or OPENED.match(said) is not None
 
 
 def names_in(said: str) -> list[str]:
@@ -51,6 +52,10 @@ def read(said: str) -> Written:
     inner, norm = match["sum"], "raw"
     if around := AROUND.fullmatch(inner):
         norm, inner = one_of(around[1], NORMS, "normalisation"), around[2]
+    elif (opened := OPENED.match(inner)) and inner.count("(") > inner.count(")"):
+        one_of(opened[1], NORMS, "normalisation")
+        raise ValueError(f"reward {said!r} opens a bracket that is never closed: write {opened[0]}NAME + "
+                         "NAME), and gates behind it")  # fmt: skip
     terms = tuple(term(part.strip(), said) for part in inner.split(" + "))
     gates: tuple[tuple[str, str, float], ...] = ()
     if match["gates"] is not None:
@@ -63,7 +68,7 @@ def term(part: str, said: str) -> tuple[float, str]:
     if match is None:
         raise ValueError(f"reward {said!r} has the term {part!r}, which is not WEIGHT*NAME; write a sum as "
                          "0.25*imagereward:DIR + -1*judge:DIR")  # fmt: skip
-    if around := AROUND.match(match[2]):
+    if around := OPENED.match(match[2]):
         one_of(around[1], NORMS, "normalisation")
         raise ValueError(f"reward {said!r} has {around[1]}(...) around a part; it goes around the whole sum: "
                          f"{around[1]}(NAME + NAME)")  # fmt: skip

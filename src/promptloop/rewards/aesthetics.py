@@ -18,7 +18,7 @@ from transformers.models.clip.modeling_clip import CLIPVisionModelWithProjection
 
 from promptloop.rewards.batches import in_batches
 from promptloop.rewards.clip import config_in, vision_of
-from promptloop.rewards.files import cached, weights_in
+from promptloop.rewards.files import CONFIG, cached, there, weights_in
 from promptloop.rewards.open_clip import from_open_clip, is_open_clip
 from promptloop.rewards.pictures import prepared
 from promptloop.rewards.towers import COUNTERS, Release, unit
@@ -54,17 +54,23 @@ class Aesthetics(nn.Module, ABC):
             hub's cache.
         ValueError: nothing is there, or tensors are missing, left over or of another shape.
         """
-        file, asked = weights_in(where, cls.name, cls.hub, *cls.files)
+        file, clip, *_ = cls.read_from(where)
         tensors = tensors_in(file)
         try:
             head = cls.head_of(tensors)
         except KeyError as error:
             raise ValueError(f"{file} is no {cls.name} checkpoint: {error.args[0]!r} is missing") from None
         fill(head, tensors, str(file), cls.name)
+        return cls(eyes_in(clip), head).requires_grad_(False).eval().to(device)
+
+    @classmethod
+    def read_from(cls, where: str | None = None) -> list[Path]:
+        """Every file that decides a score: the head, CLIP, and CLIP's config.json where there is one."""
+        file, asked = weights_in(where, cls.name, cls.hub, *cls.files)
         clip = file.parent / FILE
         if clip == file or not clip.is_file():
             clip = cached(CLIP, FILE, download=asked, why=f"{file.parent} has no {FILE} of CLIP ViT-L/14")
-        return cls(eyes_in(clip), head).requires_grad_(False).eval().to(device)
+        return [file, clip, *there(clip.parent / CONFIG)]
 
     @classmethod
     @abstractmethod

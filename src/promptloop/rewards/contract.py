@@ -10,6 +10,7 @@ from torch import Tensor
 
 from promptloop.ledger import count
 from promptloop.rewards.failed import RewardFailed
+from promptloop.rewards.known import KNOWN
 
 
 class Reward(Protocol):
@@ -25,8 +26,10 @@ class Reward(Protocol):
 
 
 def name_of(reward: Any) -> str:
-    """What errors call it."""
-    return str(getattr(reward, "__name__", type(reward).__name__))
+    """What errors call it: as it calls itself, or as it is asked for by name, or its class."""
+    made = f"{type(reward).__module__}:{type(reward).__qualname__}"
+    known = (name for name, row in KNOWN.items() if row.made == made)
+    return str(getattr(reward, "__name__", None) or next(known, type(reward).__name__))
 
 
 def scored(reward: Reward, images: Tensor, queries: Sequence[str]) -> Tensor:

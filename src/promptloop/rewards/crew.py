@@ -12,7 +12,7 @@ import subprocess
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -39,20 +39,22 @@ class Busy(Exception):
 class Terms:
     """How a crew works: `workers` processes, `queue` images that may wait, `timeout` seconds for a request in
     a process, `together` images of several requests at once (1: each request by itself, so that its values
-    do not depend on who else asks).
+    do not depend on who else asks), `loading` seconds for a process to start and load the reward.
     """
 
     workers: int = 1
     queue: int = 256
     timeout: float = 120.0
     together: int = 1
+    loading: float = 1800.0
 
     def __post_init__(self) -> None:
         for name in ("workers", "queue", "together"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if not 0 < self.timeout < math.inf:
-            raise ValueError(f"timeout is {self.timeout}; give a positive number of seconds")
+        for name in ("timeout", "loading"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} is {getattr(self, name)}; give a positive number of seconds")
 
 
 @final
@@ -172,6 +174,7 @@ class Crew:
         with self.changed:
             if (ended := self.processes.pop(place, None)) is not None:
                 self.counts["restarts"] += 1
+                ended.kill()  # one that could not load may still be there
                 for pipe in (ended.stdin, ended.stdout):
                     with contextlib.suppress(OSError):  # of what was still to be written
                         pipe.close() if pipe else None
@@ -187,10 +190,14 @@ class Crew:
                 return False
             self.processes[place] = process
         assert process.stdout is not None
-        message = frames.read(process.stdout)
-        said: dict[str, Any] = (
-            message[0] if message else {"broken": f"its process ended with code {process.wait()}"}
-        )
+        with ended_after(process, self.terms.loading) as late:
+            message = frames.read(process.stdout)
+        said: dict[str, Any] = message[0] if message else {}
+        if late.is_set():
+            said = {"broken": f"it has not loaded within {self.terms.loading:g} s; where it needs more, give "
+                              "--loading-timeout SECONDS"}  # fmt: skip
+        elif not message:
+            said = {"broken": f"its process ended with code {process.wait()}"}
         with self.changed:
             if "ready" in said:
                 self.told, self.why = said["ready"], ""
@@ -246,28 +253,15 @@ class Crew:
         self, process: subprocess.Popen[bytes], jobs: list[Job]
     ) -> tuple[dict[str, Any] | None, bool, float]:
         """The process's answer (None: it has ended), whether it was ended for being late, the seconds."""
-        first, late, began = jobs[0].images, threading.Event(), time.monotonic()
-
-        def too_late() -> None:
-            late.set()
-            process.kill()
-
-        shape = [sum(map(len, jobs)), *first.shape[1:]]
-        header = {
-            "shape": shape,
-            "dtype": first.dtype.name,
-            "prompts": [p for job in jobs for p in job.prompts],
-        }
-        timer = threading.Timer(self.terms.timeout, too_late)
-        timer.daemon = True
-        timer.start()
+        first, began = jobs[0].images, time.monotonic()
+        header = {"shape": [sum(map(len, jobs)), *first.shape[1:]], "dtype": first.dtype.name,
+                  "prompts": [p for job in jobs for p in job.prompts]}  # fmt: skip
         message = None
         assert process.stdin is not None and process.stdout is not None
-        with contextlib.suppress(OSError, ValueError):
+        with ended_after(process, self.terms.timeout) as late, contextlib.suppress(OSError, ValueError):
             payload = [np.ascontiguousarray(job.images).data.cast("B") for job in jobs]
             frames.write(process.stdin, header, *payload)
             message = frames.read(process.stdout)
-        timer.cancel()
         return (message and message[0]), late.is_set(), time.monotonic() - began
 
     def _lost(self, place: int, process: subprocess.Popen[bytes], jobs: list[Job], late: bool) -> None:
@@ -285,3 +279,21 @@ class Crew:
                 elif not self.closed:
                     self.jobs.appendleft(job)
             self.changed.notify_all()
+
+
+@contextlib.contextmanager
+def ended_after(process: subprocess.Popen[bytes], seconds: float) -> Iterator[threading.Event]:
+    """Ends the process where the block takes longer, and sets what it gives."""
+    late = threading.Event()
+
+    def end() -> None:
+        late.set()
+        process.kill()
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield late
+    finally:
+        timer.cancel()

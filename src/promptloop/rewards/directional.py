@@ -12,7 +12,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -88,13 +88,7 @@ class Directional(nn.Module):
     @staticmethod
     def load(where: str | None = None, *, device: str | torch.device = "cpu") -> Directional:
         """What `save` wrote, and the reward it is of; ValueError where that has other weights now."""
-        folder = Path(where or "").expanduser()
-        if where is None or not (folder / CONFIG).is_file():
-            raise ValueError(f"no direction in {where or 'no folder'}; give d2-align:RUN, the run of "
-                             "`promptloop train d2-align`")  # fmt: skip
-        told = read_object(folder / CONFIG)
-        if not {"reward", "omega", "weights"} <= told.keys():
-            raise ValueError(f"{folder / CONFIG} lacks reward, omega or weights; train the direction again")
+        folder, told = direction_in(where)
         reward = clip_named(str(told["reward"]), device)
         if fingerprint(reward) != told["weights"]:
             raise ValueError(f"{where} is a direction of other weights than {told['reward']} has now; put "
@@ -105,6 +99,27 @@ class Directional(nn.Module):
                              "tensor, direction, is wanted")  # fmt: skip
         made = Directional(reward, tensors["direction"].float(), float(told["omega"]))
         return made.requires_grad_(False).eval()
+
+    @staticmethod
+    def read_from(where: str | None = None) -> list[Path]:
+        """Every file that decides a score: the direction's, and those of the reward it is of."""
+        folder, told = direction_in(where)
+        kind, _, base = str(told["reward"]).partition(":")
+        one_of(kind, NAMED, "CLIP reward")
+        files: list[Path] = imported(NAMED[kind], "reward").read_from(base or None)
+        return [folder / FILE, folder / CONFIG, *files]
+
+
+def direction_in(where: str | None) -> tuple[Path, dict[str, Any]]:
+    """The folder of a direction and what it tells of itself; ValueError where there is none."""
+    folder = Path(where or "").expanduser()
+    if where is None or not (folder / CONFIG).is_file():
+        raise ValueError(f"no direction in {where or 'no folder'}; give d2-align:RUN, the run of "
+                         "`promptloop train d2-align`")  # fmt: skip
+    told = read_object(folder / CONFIG)
+    if not {"reward", "omega", "weights"} <= told.keys():
+        raise ValueError(f"{folder / CONFIG} lacks reward, omega or weights; train the direction again")
+    return folder, told
 
 
 def clip_named(said: str, device: str | torch.device = "cpu") -> ClipReward:

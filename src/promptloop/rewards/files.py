@@ -6,6 +6,7 @@ from pathlib import Path
 
 from promptloop.names import HUB_ID
 
+CONFIG = "config.json"
 KINDS = ("*.safetensors", "*.pt", "*.pth", "*.bin")
 
 
@@ -56,3 +57,8 @@ def cached(hub: str, file: str, *, download: bool, why: str) -> Path:
     except (OSError, HfHubHTTPError) as error:
         there = "the hub's cache and the hub gave" if download else "the hub's cache has"
         raise ValueError(f"{there} no {file} of {hub}: {why}") from error
+
+
+def there(*files: Path) -> list[Path]:
+    """Those that are files."""
+    return [file for file in files if file.is_file()]

@@ -20,7 +20,7 @@ from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLModel
 
 from promptloop.rewards.batches import in_batches
 from promptloop.rewards.clip import config_in
-from promptloop.rewards.files import cached, weights_in
+from promptloop.rewards.files import CONFIG, weights_in
 from promptloop.rewards.pictures import normalised, resized
 from promptloop.rewards.towers import beside
 from promptloop.rewards.weights import fill, tensors_in
@@ -49,7 +49,6 @@ class HPSv3(nn.Module):
     """
 
     differentiable = True
-    hub, files = HUB, (WEIGHTS,)
 
     def __init__(self, network: Any, tokenizer: Tokenizer, text: str, batch: int = 4) -> None:
         super().__init__()
@@ -70,16 +69,12 @@ class HPSv3(nn.Module):
             the hub's cache.
         ValueError: nothing is there, or tensors are missing, left over or of another shape.
         """
-        file, asked = weights_in(where, "hpsv3", HUB, WEIGHTS)
-        text = instruction(file.parent / TEXT)
-        tokenizer = read(beside(file, FILE, BASE, asked))
+        file, said, words, config = HPSv3.read_from(where)
+        text, tokenizer = instruction(said), read(words)
         tokenizer.add_special_tokens([REWARD])
-        folder = file.parent
-        if not (folder / "config.json").is_file():
-            folder = cached(BASE, "config.json", download=asked, why=f"{folder} has no config.json").parent
         tensors = {named(n): value for n, value in tensors_in(file).items() if n != "lm_head.weight"}
         try:
-            network = Judged(config_in(folder, "qwen2_vl"), tensors)
+            network = Judged(config_in(config.parent, "qwen2_vl"), tensors)
         except KeyError as error:
             raise ValueError(f"{file} is no HPSv3 checkpoint: {error.args[0]!r} is missing") from None
         if tokenizer.token_to_id(PICTURE) != network.model.config.image_token_id:
@@ -88,6 +83,12 @@ class HPSv3(nn.Module):
             network.model.bfloat16()
         fill(network, tensors, str(file), "HPSv3")
         return HPSv3(network, tokenizer, text).requires_grad_(False).eval().to(device)
+
+    @staticmethod
+    def read_from(where: str | None = None) -> list[Path]:
+        """Every file that decides a score: weights, text, tokenizer, Qwen2-VL's config.json."""
+        file, asked = weights_in(where, "hpsv3", HUB, WEIGHTS)
+        return [file, file.parent / TEXT, beside(file, FILE, BASE, asked), beside(file, CONFIG, BASE, asked)]
 
     def forward(self, images: Tensor, queries: Sequence[str]) -> Tensor:
         return in_batches(self._scores, images, queries, self.batch)

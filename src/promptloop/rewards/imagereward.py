@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, final
 
 import torch
@@ -18,8 +19,9 @@ from transformers.models.blip.modeling_blip import BlipVisionModel
 from transformers.models.blip.modeling_blip_text import BlipTextModel
 
 from promptloop.rewards.batches import in_batches
-from promptloop.rewards.files import cached, weights_in
+from promptloop.rewards.files import weights_in
 from promptloop.rewards.pictures import prepared
+from promptloop.rewards.towers import beside
 from promptloop.rewards.weights import blocks, fill, tensors_in
 
 HUB, FILE, WORDS = "THUDM/ImageReward", "ImageReward.pt", "google-bert/bert-base-uncased"
@@ -52,7 +54,6 @@ class ImageReward(nn.Module):
     """
 
     differentiable = True
-    hub, files = HUB, (FILE,)
 
     def __init__(self, vision: Any, text: Any, mlp: nn.Sequential, tokenizer: Any, batch: int = 32) -> None:
         super().__init__()
@@ -67,13 +68,15 @@ class ImageReward(nn.Module):
             else from the hub's cache.
         ValueError: nothing is there, or tensors are missing, left over or of another shape.
         """
-        file, asked = weights_in(where, "imagereward", HUB, FILE)
-        if (file.parent / "vocab.txt").is_file():
-            words = file.parent / "vocab.txt"
-        else:
-            words = cached(WORDS, "vocab.txt", download=asked, why=f"{file.parent} has no vocab.txt")
+        file, words = ImageReward.read_from(where)
         made = from_state(tensors_in(file), str(file), BertTokenizer(vocab=str(words)))
         return made.requires_grad_(False).eval().to(device)
+
+    @staticmethod
+    def read_from(where: str | None = None) -> list[Path]:
+        """Every file that decides a score: the weights and BERT's words."""
+        file, asked = weights_in(where, "imagereward", HUB, FILE)
+        return [file, beside(file, "vocab.txt", WORDS, asked)]
 
     def forward(self, images: Tensor, queries: Sequence[str]) -> Tensor:
         return in_batches(self._scores, images, queries, self.batch)

@@ -39,10 +39,13 @@ class Jpeg:
         if not 1 <= self.quality <= 95:
             raise ValueError(f"quality is {self.quality}; give Pillow's, 1 to 95")
 
+    @property
+    def __name__(self) -> str:
+        return "compressibility" if self.per_kB < 0 else "incompressibility"
+
     def __call__(self, images: Tensor, queries: Sequence[str]) -> Tensor:
         drawn = bitmaps(images)
-        name = "compressibility" if self.per_kB < 0 else "incompressibility"
-        return one_by_one(name, lambda k: self.per_kB * size(drawn[k], self.quality) / 1000, queries)
+        return one_by_one(self.__name__, lambda k: self.per_kB * size(drawn[k], self.quality) / 1000, queries)
 
 
 def compressibility() -> Jpeg:

@@ -146,7 +146,8 @@ def attended(queries: Tensor, keys: Tensor, values: Tensor, shut: Tensor | None 
 
 def turned(x: Tensor) -> Tensor:
     """Rotary positions (Su et al., arXiv 2104.09864) along the second axis from the end, halves paired."""
-    steps = torch.arange(0, HEAD, 2, device=x.device, dtype=torch.float32) / HEAD
+    exact = torch.promote_types(x.dtype, torch.float32)  # half is too coarse to count in
+    steps = torch.arange(0, HEAD, 2, device=x.device, dtype=exact) / HEAD
     angles = torch.arange(x.shape[-2], device=x.device)[:, None] / 10000**steps
     cos, sin = (torch.cat([part, part], -1).to(x.dtype) for part in (angles.cos(), angles.sin()))
     first, second = x.chunk(2, -1)

@@ -99,6 +99,10 @@ class Spoken:
     read: Callable[[str], float]
     tokens: int = 32
 
+    @property
+    def __name__(self) -> str:
+        return self.name
+
     def __call__(self, images: Tensor, queries: Sequence[str]) -> Tensor:
         said = self.chat.answers(self.name, images, queries, self.question, self.tokens)
         return one_by_one(self.name, lambda k: self.read(said[k]), queries)

@@ -117,7 +117,7 @@ class NudeNet:
             seen = self.detector.detect(
                 np.ascontiguousarray(np.asarray(drawn[k])[..., ::-1])
             )  # as from a file
-            return -surest(seen, self.least)
+            return 0.0 - surest(seen, self.least)  # a safe image has 0, not -0
 
         return one_by_one("nudenet", score, queries)
 

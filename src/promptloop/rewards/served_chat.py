@@ -6,7 +6,7 @@ import math
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import torch
 from PIL import Image
@@ -120,6 +120,7 @@ class ServedJudge:
     """
 
     chat: ServedChat
+    __name__: ClassVar[str] = "judge"
 
     def __call__(self, images: Tensor, queries: Sequence[str]) -> Tensor:
         more = {"max_tokens": 1, "logprobs": True, "top_logprobs": LIKELIEST}

@@ -33,6 +33,7 @@ class OfSet:
         that half is worth with it less what it is worth with its rival.
     per: what a set is, the images of one "query" or the whole "batch".
     least: images that a set must have at least for its credits to be defined.
+    name: what errors call it.
     """
 
     features: Callable[[Tensor], Tensor]
@@ -40,6 +41,7 @@ class OfSet:
     credit: Literal["leave-one-out", "pairs"] = "leave-one-out"
     per: Literal["query", "batch"] = "query"
     least: int = 2
+    name: str = "OfSet"
     differentiable: ClassVar[bool] = False
     stochastic: ClassVar[bool] = True  # an image's value depends on the others
     compares: ClassVar[bool] = True
@@ -47,6 +49,10 @@ class OfSet:
     def __post_init__(self) -> None:
         one_of(self.credit, ("leave-one-out", "pairs"), "credit")
         one_of(self.per, ("query", "batch"), "kind of set")
+
+    @property
+    def __name__(self) -> str:
+        return self.name
 
     def __call__(self, images: Tensor, queries: Sequence[str]) -> Tensor:
         if len(images) != len(queries):
@@ -127,7 +133,7 @@ def exchanged(chosen: Tensor, k: int) -> Tensor:
 
 def diversity() -> OfSet:
     """What each image adds to the Vendi score of its query's images, on latents."""
-    return OfSet(Latents(), vendi)
+    return OfSet(Latents(), vendi, name="vendi")
 
 
 def likeness(count: int = 256, seed: int = 0) -> OfSet:
@@ -142,7 +148,7 @@ def likeness(count: int = 256, seed: int = 0) -> OfSet:
 
     rng, features = random.Random(f"{seed}/likeness"), Latents(moments=True)
     reference = Gaussian.of(features(pixels([random_scene(rng) for _ in range(count)]) * 0.5 + 0.5))
-    return OfSet(features, near(reference), per="batch", least=3)
+    return OfSet(features, near(reference), per="batch", least=3, name="frechet")
 
 
 def near(reference: Gaussian) -> Worth:

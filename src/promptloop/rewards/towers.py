@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from promptloop.rewards.batches import in_batches
-from promptloop.rewards.files import cached, weights_in
+from promptloop.rewards.files import CONFIG, cached, there, weights_in
 from promptloop.rewards.weights import fill, tensors_in
 from promptloop.rewards.words import FILE, Words
 
@@ -64,10 +64,7 @@ class TwoTowers(nn.Module, ABC):
         ValueError: nothing is there, or tensors are missing, left over or of another shape.
         """
         from_ = cls.release
-        file, asked = weights_in(where, from_.name, from_.hub, *from_.files)
-        if asked and where and file.name in TRANSFORMERS:
-            cached(where, "config.json", download=True, why="the network's heads are written there")
-        path = beside(file, FILE, from_.words, asked)
+        file, path, *_ = cls.read_from(where)
         tensors = {n: value for n, value in tensors_in(file).items() if not COUNTERS.fullmatch(n)}
         try:
             named = cls.named(tensors)
@@ -77,6 +74,15 @@ class TwoTowers(nn.Module, ABC):
             raise ValueError(f"{file} is no {from_.name} checkpoint: {error.args[0]!r} is missing") from None
         fill(made.network, named, str(file), from_.name)
         return made.requires_grad_(False).eval().to(device)
+
+    @classmethod
+    def read_from(cls, where: str | None = None) -> list[Path]:
+        """Every file that decides a score: the weights, the tokenizer, and config.json where there is one."""
+        from_ = cls.release
+        file, asked = weights_in(where, from_.name, from_.hub, *from_.files)
+        if asked and where and file.name in TRANSFORMERS:
+            cached(where, CONFIG, download=True, why="the network's heads are written there")
+        return [file, beside(file, FILE, from_.words, asked), *there(file.parent / CONFIG)]
 
     @classmethod
     def named(cls, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

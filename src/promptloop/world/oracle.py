@@ -81,6 +81,11 @@ class OracleReward:
     def __post_init__(self) -> None:
         one_of(self.aspect, ("all", *ASPECTS), "aspect")
 
+    @property
+    def __name__(self) -> str:
+        side = () if self.aspect == "all" else (self.aspect,)
+        return "-".join(("oracle", *side, *(("strict",) if self.strict else ())))
+
     def __call__(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         found = grade(images, prompts)
         if self.aspect == "all":
