@@ -122,8 +122,9 @@ def speed() -> None:
     made = sample(load("mini-turbo"), ["a red circle"] * IMAGES, seeds=[*range(IMAGES)], steps=8).images
     assert made is not None
     large = torch.nn.functional.interpolate(made, (512, 512), mode="bicubic", antialias=True).clamp(0, 1)
-    for name in ("compressibility", "sharpness", "colourfulness", "vendi", "frechet"):
-        images = made if name in ("vendi", "frechet") else large
+    small = ("oracle", "preference", "vendi", "frechet")
+    for name in ("compressibility", "sharpness", "colourfulness", *small):
+        images = made if name in small else large
         reward, spent = reward_named(name), []
         reward(images, ["a red circle"] * IMAGES)  # what is made once
         for _ in range(RUNS):

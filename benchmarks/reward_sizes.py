@@ -16,6 +16,7 @@ import time
 from typing import Any
 
 import torch
+from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers.models import WordLevel
 from torch import Tensor, nn
@@ -30,20 +31,16 @@ from promptloop.rewards.aesthetics import LAYERS, Layers
 from promptloop.rewards.imagereward import ImageReward, mlp_of, text_of, vision_of
 from promptloop.rewards.known import KNOWN
 from promptloop.rewards.mps import Both
+from promptloop.rewards.safety import SafetyChecker
 from promptloop.rewards.words import Words
 
 IMAGES, RUNS, GB = 4, 2, 1e9
-H, L, B = (
-    ((1280, 32, 16, 14), (1024, 24, 12, 1024)),
-    ((1024, 24, 16, 14), (768, 12, 12, 768)),
-    (
-        (768, 12, 12, 32),
-        (512, 12, 8, 512),
-    ),
-)  # (width, layers, heads, patch) of the eyes; (width, layers, heads, shared width) of the text's tower
+H = ((1280, 32, 16, 14), (1024, 24, 16, 1024))  # (width, layers, heads, patch) of the eyes;
+L = ((1024, 24, 16, 14), (768, 12, 12, 768))  # (width, layers, heads, shared width) of the text's tower
+B = ((768, 12, 12, 32), (512, 12, 8, 512))
 SIZES = {"pickscore": H, "hpsv2": H, "hpsv2.1": H, "mps": H, "clip-cosine": L, "clipscore": B}
 HEADS = {"aesthetic": (768, 1024, 128, 64, 16, 1), "aesthetic-linear": (768, 1)}
-NAMES = (*SIZES, "siglip", *HEADS, "imagereward")
+NAMES = (*SIZES, "siglip", *HEADS, "imagereward", "safety")
 
 
 def eyes(size: tuple[int, int, int, int]) -> dict[str, Any]:
@@ -113,6 +110,10 @@ def blip() -> Any:
 def made(name: str) -> Any:
     if name == "imagereward":
         return blip()
+    if name == "safety":
+        return SafetyChecker(
+            StableDiffusionSafetyChecker(CLIPConfig(vision_config=eyes(L[0]), projection_dim=768))
+        )
     kind = imported(KNOWN[name].made, "reward")
     if name == "siglip":
         return kind(siglip(), words(64, "</s>"))
@@ -127,13 +128,15 @@ def made(name: str) -> Any:
 
 @torch.no_grad()
 def row(name: str) -> str:
-    reward, spent = made(name).requires_grad_(False).eval(), []
+    reward, spent = made(name), list[float]()
+    network = reward if isinstance(reward, nn.Module) else reward.network
+    network.eval()
     images, queries = torch.rand(IMAGES, 3, 512, 512), ["red"] * IMAGES
     for _ in range(RUNS):
         begun = time.process_time()
         reward(images, queries)
         spent.append(time.process_time() - begun)
-    weights = sum(tensor.numel() for tensor in reward.parameters()) * 4 / GB
+    weights = sum(tensor.numel() for tensor in network.parameters()) * 4 / GB
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GB
     each = min(spent) / IMAGES
     return f"{name:18s} weights {weights:.2f} GB, process at its peak {peak:.1f} GB, {each:.2f} s an image"
