@@ -5,7 +5,8 @@ their use does to images. docs/rewards_training.md has the numbers.
     OMP_NUM_THREADS=1 python benchmarks/learned_rewards.py use --backbone mini-turbo NAME=REWARD...
 
 agreement: 105 held-out queries, two images of each of four members (drawn into --out, which is read again);
-the share of pairs ordered as the oracle does, in all and by aspect, and the rank correlation within a query.
+the share of pairs ordered as the oracle does, in all and by aspect, the first reward's taken off it, and the
+rank correlation within a query.
 use: 42 held-out queries, three noises of each; the best of 8 by each reward, and its gradient.
 """
 
@@ -21,7 +22,7 @@ import torch
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from promptloop.bench.paired import interval
+from promptloop.bench.paired import difference, interval
 from promptloop.controls import CFG, BestOf, RewardGradient
 from promptloop.denoisers import load
 from promptloop.recipes import gallery
@@ -71,13 +72,16 @@ def agreement(named: dict[str, Any], out: Path) -> None:
     images, prompts = torch.stack([read(p.file) for p in shown]), [p.prompt for p in shown]
     groups = [[k for k, p in enumerate(prompts) if p == query] for query in dict.fromkeys(prompts)]
     gold = {aspect: scores(reward_named(name), images, prompts) for aspect, name in ASPECTS.items()}
-    print(f"| reward | {' | '.join(f'pairs right, {a}' for a in ASPECTS)} | rank correlation |")
-    print("|---|" + "---|" * (len(ASPECTS) + 1))
+    first: Tensor | None = None
+    print(f"| reward | {' | '.join(f'pairs right, {a}' for a in ASPECTS)} | all, less the first's | rank |")
+    print("|---|" + "---|" * (len(ASPECTS) + 2))
     for name, reward in named.items():
         values = scores(reward, images, prompts)
-        right = [str(interval(by_query(values, own, groups, ordered))) for own in gold.values()]
+        right = [by_query(values, own, groups, ordered) for own in gold.values()]
+        first = right[0] if first is None else first
+        told = [*map(interval, right), difference(right[0], first)]
         correlated = interval(by_query(values, gold["all"], groups, ranked))
-        print(f"| {name} | {' | '.join(right)} | {correlated} |", flush=True)
+        print(f"| {name} | {' | '.join(map(str, told))} | {correlated} |", flush=True)
 
 
 def use(named: dict[str, Any], backbone: str, strengths: list[float]) -> None:

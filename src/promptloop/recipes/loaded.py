@@ -14,6 +14,7 @@ from promptloop.recipes.rewards import finished
 from promptloop.rewards.known import KNOWN
 from promptloop.world import weights
 
+WORLDS = {"preference": "mini-judge", "mini-clip": "mini-clip"}  # reward -> the embedded model it is
 ROLES = {"backbone": "backbone", "policy": "policy", "first": "policy"}  # setting -> what it names
 
 
@@ -39,8 +40,8 @@ def of_reward(name: str) -> str | None:
     """sha256 of the files that decide one reward's values; None where it has none of ours."""
     kind, _, said = name.partition(":")
     where = finished(said)
-    if name == "preference":
-        return folder_digest(weights("mini-judge"))
+    if name in WORLDS:
+        return folder_digest(weights(WORLDS[name]))
     if kind in ("judge", "rating", "unifiedreward"):
         return None if is_server(where) else parts.digest(where, "policy")
     if kind == "safety":

@@ -17,15 +17,13 @@ from promptloop.objectives.bradley_terry import BradleyTerry, Choice
 from promptloop.objectives.contract import Batch
 from promptloop.processes import Processes
 from promptloop.recipes import choices, gallery, loaded, parts, runs
-from promptloop.recipes.digests import file_digest, folder_digest
+from promptloop.recipes.digests import file_digest
 from promptloop.recipes.images import read
 from promptloop.recipes.progress import Progress
 from promptloop.recipes.reward_settings import EMBEDDED, MiniReward, RewardTraining
 from promptloop.recipes.rewards import own_scale, reward_named
-from promptloop.rewards.clip import PickScore
 from promptloop.rewards.towers import TwoTowers
 from promptloop.train import After, Line, train
-from promptloop.world import weights
 
 PAIRS, GALLERY = "pairs.jsonl", "gallery"
 KEPT = 20_000  # small images that are kept in memory instead of read again
@@ -133,16 +131,13 @@ def learned(
 
 def start(settings: RewardTraining | MiniReward, device: torch.device) -> tuple[TwoTowers, str]:
     """What is trained on, in float32, and the name of its kind."""
-    if settings.reward == EMBEDDED:
-        return PickScore.load(str(weights(EMBEDDED)), device=device), "pickscore"
     made: TwoTowers = reward_named(settings.reward, device)
-    return made.float(), settings.reward.partition(":")[0]
+    kind = "pickscore" if settings.reward == EMBEDDED else settings.reward.partition(":")[0]
+    return made.float().to(device), kind
 
 
 def digests(settings: RewardTraining | MiniReward) -> dict[str, str]:
     """What was loaded to be trained on."""
-    if settings.reward == EMBEDDED:
-        return {"reward": folder_digest(weights(EMBEDDED))}
     number = loaded.of_reward(settings.reward)
     return {} if number is None else {"reward": number}
 

@@ -46,6 +46,12 @@ KNOWN: dict[str, Known] = {
         "about -5 to 6",
         differentiable=True,
     ),
+    "mini-clip": Known(
+        "promptloop.world.clip:mini_clip",
+        "the embedded world's CLIP, taught by contrast alone",
+        "about -5 to 25",
+        differentiable=True,
+    ),
     "imagereward": Known(
         "promptloop.rewards.imagereward:ImageReward",
         "ImageReward v1.0: what people prefer",

@@ -3,7 +3,7 @@
 Its towers are those of shipped models that had not met: mini-vlm's eyes and mini-unet's text encoder. In a
 batch of scenes and descriptions each is to be found among the others (InfoNCE, Radford et al., arXiv
 2103.00020). Such a CLIP knows what is there and seldom who has which colour or stands where, since few
-batches ask it: rewards are learned from it (`promptloop train mini-reward`), it is none by itself.
+batches ask it: rewards are learned from it (`promptloop train mini-reward`).
 
     python -m promptloop.world.clip --out build/mini-clip --seed 0
 """
@@ -34,6 +34,13 @@ SHARED = 128  # width of the space that pictures and texts share
 SCENES, STEPS, BATCH = 16_000, 2000, 128
 HELD = 512  # scenes that the check is made with
 SHARPEST = math.log(100.0)  # of the temperature, CLIP's own bound
+
+
+def mini_clip() -> PickScore:
+    """The shipped one as a reward, frozen, on the CPU: cosine times exp(scale)."""
+    made = PickScore.load(str(weights("mini-clip")))
+    made.__name__ = "mini-clip"  # what errors call it
+    return made
 
 
 def unmet(seed: int) -> PickScore:
