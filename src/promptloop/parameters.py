@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, final
@@ -16,6 +16,7 @@ from promptloop.denoisers.loras import switched
 from promptloop.names import LORA_PREFIX
 from promptloop.policies.mllm import Mllm
 from promptloop.policies.saved import in_order
+from promptloop.swap import in_place
 
 LANGUAGE = "language"
 EYES = r".*(vision|visual|image|projector|connector|merger).*"  # what the chat model families call them
@@ -175,6 +176,10 @@ class Averaged:
             raise ValueError(f"the average's decay is {decay}; give 0 <= decay < 1")
         self.parameters, self.decay, self.updates = parameters, decay, 0
         self.weights: dict[str, Tensor] = {name: p.detach().clone() for name, p in parameters.items()}
+
+    def in_place(self) -> AbstractContextManager[None]:
+        """Inside, the parameters are the average."""
+        return in_place(self.parameters, self.weights)
 
     @torch.no_grad()
     def update(self) -> None:

@@ -58,6 +58,13 @@ class Processes:
         """Whether this one writes the files."""
         return self.share.rank == 0
 
+    @staticmethod
+    def alone(what: str) -> Processes:
+        """This process alone; ValueError where several were launched."""
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise ValueError(f"{what} runs in one process so far; start it without torchrun and the like")
+        return Processes()
+
     def wait(self) -> None:
         """Until all are here."""
         if self.accelerator is not None:

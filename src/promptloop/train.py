@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import signal
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -128,7 +129,7 @@ def train(
         if processes.main:
             checkpoint.write(run, done, tensors, state, add=add, keep=settings.keep)
 
-    told = telling(after, run / "metrics.jsonl" if processes.main else None)
+    told = telling(after, run / "metrics.jsonl" if processes.main else None, averaged)
     with Interrupt(patient=processes.sharded is not None) as interrupt:
         last = min(settings.updates, stop_at or settings.updates)
         whole_updates(range(first, last), settings.save_every, run, processes, interrupt, update_of, told,
@@ -138,13 +139,20 @@ def train(
     return last
 
 
-def telling(after: Sequence[After], log: Path | None) -> Callable[[int, Batch, Line], None]:
-    """Lets the hooks add to the line of an update that is whole, and writes it, also where one has failed."""
+def telling(
+    after: Sequence[After], log: Path | None, averaged: Averaged | None = None
+) -> Callable[[int, Batch, Line], None]:
+    """Lets the hooks add to the line of an update that is whole, and writes it, also where one has failed.
+
+    What they look at are the weights that would be saved: where there is an average, that.
+    """
 
     def told(number: int, batch: Batch, line: Line) -> None:
+        looked_at = averaged.in_place() if averaged is not None and after else nullcontext()
         try:
-            for hook in after:
-                line |= hook(number + 1, batch, line)
+            with looked_at:
+                for hook in after:
+                    line |= hook(number + 1, batch, line)
         finally:
             add_line(log, line) if log is not None else None
 

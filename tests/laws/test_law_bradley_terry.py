@@ -48,7 +48,7 @@ def test_the_likeliest_rewards_are_the_log_odds() -> None:
 
 
 def test_no_direction_changes_nothing() -> None:
-    """For every omega. Fails if e+ and e- are not of length 1."""
+    """For every omega. Fails if e~ is not made unit length again from an e of another."""
     said = sphere(0)
     for omega in (0.6, 1.0, 1.5, 4.0):
         assert torch.allclose(corrected(said, torch.zeros(12).double(), omega), said, atol=1e-14)
@@ -77,6 +77,15 @@ def test_the_slope_at_no_direction_is_that_of_the_text() -> None:
     (slope,) = torch.autograd.grad((seen * corrected(said, b, omega)).sum(), b)
     across = seen - (seen * said).sum(1, keepdim=True) * said
     assert torch.allclose(slope, (2 * omega - 1) * across.sum(0), atol=1e-12)
+
+
+def test_a_long_direction_by_hand() -> None:
+    """e = (1, 0), b = (1, 1), omega 1.5: e+ = (2, 1) / sqrt 5, e- = (0, -1), so e~ goes along
+    (3 / sqrt 5, 1.5 / sqrt 5 + 0.5). Fails if e+ and e- are not made unit length, which is (3, 2)'s way.
+    """
+    found = corrected(torch.tensor([[1.0, 0.0]]).double(), torch.ones(2).double(), 1.5)[0]
+    x, y = 3 / math.sqrt(5), 1.5 / math.sqrt(5) + 0.5
+    assert torch.allclose(found, torch.tensor([x, y]).double() / math.hypot(x, y), atol=1e-14)
 
 
 def test_omega_one_is_the_moved_text_and_lengths_are_one() -> None:

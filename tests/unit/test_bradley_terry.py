@@ -12,11 +12,11 @@ from tiny_reward import brightness
 from torch import Tensor
 
 from promptloop.objectives.bradley_terry import BradleyTerry, Choice, bradley_terry
-from promptloop.objectives.contract import Share
+from promptloop.objectives.contract import Batch, Share
 from promptloop.objectives.direction import Direction
 from promptloop.recipes import choices, gallery
 from promptloop.recipes.reward_settings import D2Align, MiniReward, RewardTraining
-from promptloop.recipes.reward_training import free, margins
+from promptloop.recipes.reward_training import free, looked, margins
 from promptloop.rewards.clip import ClipReward, HPSv2, PickScore
 from promptloop.rewards.directional import Directional
 from promptloop.rewards.siglip import SigLIP
@@ -41,19 +41,21 @@ def reward(tmp_path: Path) -> PickScore:
 def objective(reward: ClipReward | SigLIP, **changed: object) -> BradleyTerry:
     found = [Choice(PROMPTS[(a + b) % 3], str(a), str(b)) for a in range(8) for b in range(a)]
     settings: dict = {"scale": 1.0, "batch": 8, "pairs_per_part": 4} | changed
-    return BradleyTerry(reward, found, pictures().__getitem__, **settings)
+    shown = pictures()
+    return BradleyTerry(reward, found, lambda name: reward.pixels(shown[name][None])[0], **settings)
 
 
-def test_the_loss_is_that_of_every_pair_by_itself(reward: PickScore) -> None:
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_the_loss_is_that_of_every_pair_by_itself(reward: PickScore, scale: float) -> None:
     """In parts or whole. Fails if chosen and rejected change places, prompts are matched with the wrong
-    images, or the parts' losses are means of their own.
+    images, the scale is forgotten, or the parts' losses are means of their own.
     """
-    whole, parted = (objective(reward, pairs_per_part=size) for size in (8, 4))
+    whole, parted = (objective(reward, pairs_per_part=size, scale=scale) for size in (8, 4))
     images, slow = pictures(), []
     for k in whole.collect(3, Share()).parts[0].rows:
         choice = whole.choices[k]
         pair = [reward(images[name][None], [choice.prompt]) for name in (choice.chosen, choice.rejected)]
-        slow.append(bradley_terry(pair[0] - pair[1]))
+        slow.append(bradley_terry(scale * (pair[0] - pair[1])))
     found = [sum(float(o.loss(p)[0]) for p in o.collect(3, Share()).parts) for o in (whole, parted)]
     assert found == pytest.approx([float(torch.cat(slow).mean())] * 2, rel=1e-5)
 
@@ -125,10 +127,14 @@ def test_a_direction_is_saved_and_tells_its_reward(reward: PickScore, tmp_path: 
     tiny.saved(where, "model.safetensors", tiny.clip(1))
     with pytest.raises(ValueError, match="other weights than pickscore"):
         Directional.load(str(tmp_path / "d"))
-    (tmp_path / "d" / "direction.json").write_text("{}")
+    file = tmp_path / "d" / "direction.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "omega": None}))
+    with pytest.raises(ValueError, match="direction.json is damaged: omega is None"):
+        Directional.load(str(tmp_path / "d"))
+    file.write_text("{}")
     with pytest.raises(ValueError, match="lacks reward, omega or weights"):
         Directional.load(str(tmp_path / "d"))
-    for wrong, says in ((torch.zeros(3), "24 finite numbers"), (b * float("nan"), "24 finite numbers")):
+    for wrong, says in ((torch.zeros(3), "is 24 numbers"), (b * float("nan"), "is not finite")):
         with pytest.raises(ValueError, match=says):
             Directional(reward, wrong)
     with pytest.raises(ValueError, match="omega is 0.5"):
@@ -142,8 +148,10 @@ def test_a_direction_is_saved_and_tells_its_reward(reward: PickScore, tmp_path: 
 
 
 def test_sides_are_apart_by_prompt_and_the_same_again() -> None:
-    """Fails if pairs instead of prompts are held out."""
+    """Fails if pairs instead of prompts are held out, or a prompt in capitals is another."""
     found = [Choice(f"p{k % 40}", "a", "b") for k in range(200)]
+    own, held = choices.parted([*found, *(replace(c, prompt=f" {c.prompt.upper()}") for c in found)], 0.3, 1)
+    assert not {c.prompt.lower().strip() for c in own} & {c.prompt.lower().strip() for c in held}
     own, held = choices.parted(found, 0.3, 1)
     assert len(own) + len(held) == 200 and not {c.prompt for c in own} & {c.prompt for c in held}
     assert choices.parted(found[::-1], 0.3, 1)[1] == held[::-1] != choices.parted(found, 0.3, 2)[1][::-1]
@@ -163,17 +171,18 @@ def drawn(folder: Path) -> list[gallery.Picture]:
 def test_pairs_are_of_one_query_and_some_are_turned(tmp_path: Path) -> None:
     """Fails if images of two queries meet, or the worse one is chosen where nothing is turned."""
     shown = drawn(tmp_path)
-    rows = choices.judged(shown, brightness, turned=0.0, seed=0)
+    rows = choices.judged(shown, brightness, alike=0.02, turned=0.0, seed=0)
     number = [(int(Path(row["chosen"]).stem), int(Path(row["rejected"]).stem)) for row in rows]
     assert len(rows) == 12 and all(a > b and a // 4 == b // 4 for a, b in number)
-    turned = choices.judged(shown * 1, brightness, turned=0.4, seed=0)
+    turned = choices.judged(shown * 1, brightness, alike=0.02, turned=0.4, seed=0)
     assert 1 <= sum(a != b for a, b in zip(rows, turned, strict=True)) <= 9
     choices.written(rows, tmp_path / "pairs.jsonl")
     assert json.loads((tmp_path / "pairs.jsonl").read_text().splitlines()[0])["chosen"] == "1.png"
     again = choices.choices_in(tmp_path / "pairs.jsonl")
     assert [Path(c.chosen).name for c in again] == [Path(row["chosen"]).name for row in rows]
+    assert len(choices.judged(shown, brightness, alike=0.2, turned=0.0, seed=0)) == 6  # two steps apart
     with pytest.raises(ValueError, match="tells no two images"):
-        choices.judged(shown, lambda images, _: torch.zeros(len(images)), turned=0.0, seed=0)
+        choices.judged(shown, lambda images, _: torch.zeros(len(images)), alike=0.02, turned=0.0, seed=0)
 
 
 @pytest.mark.parametrize(
@@ -203,6 +212,8 @@ def test_files_that_are_no_choices(name: str, text: str, says: str, tmp_path: Pa
         (RewardTraining, {"scale": 0.0}, "scale is 0.0"),
         (RewardTraining, {"frozen": 1.5}, "frozen is 1.5"),
         (MiniReward, {"turned": 0.5}, "turned is 0.5"),
+        (MiniReward, {"alike": -0.1}, "alike is -0.1"),
+        (MiniReward, {"reward": "mini-clap"}, "did you mean 'mini-clip'"),
         (MiniReward, {"held_out": 1.0}, "held_out is 1.0"),
         (MiniReward, {"held_out": 0.0}, "give look_every 0 too"),
         (MiniReward, {"queries": 0}, "queries is 0"),
@@ -215,11 +226,28 @@ def test_settings_that_cannot_train(kind: type, given: dict, says: str) -> None:
         kind(**given)
 
 
+def test_a_bare_cosine_is_scaled_wherever_it_is_trained() -> None:
+    """Fails if one recipe leaves hpsv2 at 1."""
+    for kind in (RewardTraining, MiniReward):
+        assert kind(reward="hpsv2:x").scale == 100.0 and kind(reward="hpsv2:x", scale=5.0).scale == 5.0
+        assert kind(reward="pickscore:x").scale == 1.0
+
+
+def test_the_look_is_at_what_was_held_out(reward: PickScore) -> None:
+    """The same pairs turned round have one less the accuracy. Fails if a margin is not compared with 0."""
+    made = objective(reward)
+    made = replace(made, choices=made.choices[:27])
+    turned = replace(made, choices=[Choice(c.prompt, c.rejected, c.chosen) for c in made.choices])
+    settings = RewardTraining(look_every=1)
+    found = [looked(settings, each)(1, Batch(()), {})["accuracy"] for each in (made, turned)]
+    assert found[0] == pytest.approx(1 - found[1]) and found[0] != found[1]
+
+
 def test_margins_that_are_not_finite_are_refused(reward: PickScore) -> None:
     """Fails if the check of the first update is left away."""
     made = objective(reward)
     made.check(Share())
-    broken = replace(made, open=lambda name: torch.full((3, 32, 32), float("nan")))
+    broken = replace(made, seen=lambda name: torch.full((3, 32, 32), float("nan")))
     with pytest.raises(ValueError, match="not finite"):
         broken.check(Share())
     with pytest.raises(ValueError, match="no pair to learn from"):

@@ -18,7 +18,7 @@ from promptloop.world.scene import random_scene
 
 def test_it_finds_what_was_said_among_others() -> None:
     """Of 64 fresh scenes the right one for most descriptions; the towers that had not met find few. Fails
-    when the shipped projections are another space's, or texts are cut before their end.
+    when the shipped projections are another space's, or the tower reads another end than the last word's.
     """
     shown = Described("test/clip", 64)
     for reward, low, high in (
@@ -50,6 +50,9 @@ def test_a_short_training_is_saved_as_it_stands(tmp_path: Path) -> None:
     """Resumable, in float16, in a released PickScore's layout. Fails if the averaged weights are lost."""
     found = train(tmp_path, seed=1, scenes=160, steps=2)
     again = PickScore.load(str(tmp_path / "model"))
+    averaged = torch.load(tmp_path / "state.pt", weights_only=True)["averaged"]
+    saved = again.network.state_dict()
+    assert all(torch.equal(saved[name], value.half().float()) for name, value in averaged.items())
     assert set(found) == {"found"} and again.side == 64
     assert (tmp_path / "model" / "training.json").is_file() and (tmp_path / "log.jsonl").is_file()
 

@@ -27,7 +27,7 @@ def bradley_terry(margin: Tensor) -> Tensor:
 @final
 @dataclass(frozen=True)
 class Choice:
-    """What was asked for, the image that was chosen and the one that was not; `open` finds them by name."""
+    """What was asked for, and the names of the image that was chosen and of the one that was not."""
 
     prompt: str
     chosen: str
@@ -48,16 +48,16 @@ class Pairs:
 class BradleyTerry(Objective):
     """`batch` choices an update, drawn with replacement, `pairs_per_part` of them at once.
 
-    open: an image's name to [3, H, W] in [0, 1]; sizes may differ. scale: what the margin of rewards is
-    multiplied by (100 for a bare cosine, as CLIP's temperature is after its training; 1 where it is inside
-    the reward).
+    seen: an image's name to what the network sees of it, [3, side, side] (`TwoTowers.pixels`). scale: what
+    the margin of rewards is multiplied by (100 for a bare cosine, as CLIP's temperature is after its
+    training; 1 where it is inside the reward).
     """
 
     summed = ("tokens", "margin", "right")
 
     reward: TwoTowers
     choices: Sequence[Choice]
-    open: Callable[[str], Tensor]
+    seen: Callable[[str], Tensor]
     scale: float = 1.0
     batch: int = 64
     pairs_per_part: int = 64
@@ -96,8 +96,8 @@ class BradleyTerry(Objective):
         """[len(rows)]: scale times the chosen image's reward less the rejected one's."""
         some = [self.choices[k] for k in rows]
         names = [choice.chosen for choice in some] + [choice.rejected for choice in some]
-        pixels = torch.cat([self.reward.pixels(self.open(name)[None]) for name in names])
         ids = self.reward.ids([choice.prompt for choice in some])
+        pixels = torch.stack([self.seen(name) for name in names]).to(ids.device)
         chosen, rejected = self.reward.scores(pixels, torch.cat([ids, ids])).chunk(2)
         return self.scale * (chosen - rejected)
 

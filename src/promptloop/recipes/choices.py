@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 COLUMNS = ("prompt", "chosen", "rejected")
 KINDS = (".jsonl", ".csv")
-ALIKE = 0.02  # images whose rewards differ by no more are no pair
 
 
 def choices_in(file: Path) -> list[Choice]:
@@ -39,12 +38,13 @@ def choices_in(file: Path) -> list[Choice]:
 
 
 def parted(choices: Sequence[Choice], held_out: float, seed: int) -> tuple[list[Choice], list[Choice]]:
-    """(to learn from, to look at): apart by prompt, so that no prompt is on both sides; which side is a
-    function of the prompt and the seed. ValueError where a side has none.
+    """(to learn from, to look at): apart by prompt, so that no prompt is on both sides, in capitals or not;
+    which side is a function of the prompt and the seed. ValueError where a side has none.
     """
     sides: tuple[list[Choice], list[Choice]] = ([], [])
     for choice in choices:
-        sides[zlib.crc32(f"{seed}/{choice.prompt}".encode()) < held_out * 2**32].append(choice)
+        said = " ".join(choice.prompt.lower().split())  # as the tokenizers read it
+        sides[zlib.crc32(f"{seed}/{said}".encode()) < held_out * 2**32].append(choice)
     if not sides[0] or (held_out > 0 and not sides[1]):
         raise ValueError(
             f"of {len(choices)} pairs, {len(sides[0])} are to learn from and {len(sides[1])} are held out "
@@ -53,9 +53,11 @@ def parted(choices: Sequence[Choice], held_out: float, seed: int) -> tuple[list[
     return sides
 
 
-def judged(pictures: Sequence[Picture], reward: Any, *, turned: float, seed: int) -> list[dict[str, str]]:
-    """A row for every two images of one prompt that the reward tells apart, a share of them `turned`: people
-    err. ValueError where there is no such pair.
+def judged(
+    pictures: Sequence[Picture], reward: Any, *, alike: float, turned: float, seed: int
+) -> list[dict[str, str]]:
+    """A row for every two images of one prompt whose rewards differ by more than `alike`, a share of them
+    `turned`: people err. ValueError where there is no such pair.
     """
     from promptloop.recipes.scoring import Asked, values_of
 
@@ -68,7 +70,7 @@ def judged(pictures: Sequence[Picture], reward: Any, *, turned: float, seed: int
     rows = []
     for prompt, own in of_prompt.items():
         for a, b in combinations(own, 2):
-            if abs(values[a] - values[b]) > ALIKE:
+            if abs(values[a] - values[b]) > alike:
                 turn = float(torch.rand((), generator=rng)) < turned
                 chosen, rejected = (a, b) if (values[a] > values[b]) ^ turn else (b, a)
                 rows.append({"prompt": prompt, "chosen": str(pictures[chosen].file),

@@ -11,18 +11,16 @@ import torch
 from torch import Tensor
 
 from promptloop import checkpoint
-from promptloop.objectives.contract import Batch
 from promptloop.objectives.direction import Direction
 from promptloop.processes import Processes
 from promptloop.recipes import gallery, lists, loaded, parts, runs
-from promptloop.recipes.digests import file_digest
+from promptloop.recipes.digests import digest_of
 from promptloop.recipes.images import read
-from promptloop.recipes.progress import Progress
+from promptloop.recipes.progress import Progress, telling
 from promptloop.recipes.reward_settings import D2Align
-from promptloop.recipes.reward_training import alone, gallery_of
 from promptloop.recipes.rewards import finished, reward_named
 from promptloop.rewards.directional import Directional
-from promptloop.train import After, Line, train
+from promptloop.train import train
 
 
 def d2_align(
@@ -36,12 +34,12 @@ def d2_align(
     **training: Any,
 ) -> dict[str, Any]:
     """Trains, and leaves in `run` the direction (`run/reward`), checkpoints, metrics and a card."""
-    alone(recipe)
+    Processes.alone(recipe)
     file = list_of(settings.images)
     rows = lists.rows(file, "image", "prompt")
     files = [lists.file_at(file.parent / row["image"].strip(), file) for row in rows]
     device = parts.device_named(settings.device)
-    with runs.begin(run, recipe, settings, resume=resume, prompts=file_digest(file), say=say):
+    with runs.begin(run, recipe, settings, resume=resume, prompts=digest_of([file, *files]), say=say):
         reward = reward_named(settings.reward, device)
         for word in runs.record(run, digests(settings), asdict(settings.training())):
             say(word)
@@ -56,7 +54,7 @@ def d2_align(
             settings.training(),
             run,
             processes=Processes(),
-            after=[telling(settings, progress)],
+            after=[telling(progress, settings.steps, "length")],
             **training,
         )
         runs.finish(run / runs.REWARD, lambda folder: corrected.save(folder, whole(settings.reward)))
@@ -69,7 +67,7 @@ def list_of(said: str) -> Path:
     """The list of images that is meant: the file, or that of a gallery or of a run that has drawn one."""
     path = Path(said).expanduser()
     if path.is_dir():
-        path = gallery_of(said) / gallery.LIST
+        path = gallery.folder_of(said) / gallery.LIST
     if path.suffix not in (".jsonl", ".csv") or not path.is_file():
         raise ValueError(f"images {said!r}: give a .jsonl or .csv of image and prompt, or a run's gallery")
     return path
@@ -101,14 +99,3 @@ def points(
         if progress is not None:
             progress("looking at the images", min(k + size, len(files)), len(files))
     return torch.cat(seen), torch.cat(said)
-
-
-def telling(settings: D2Align, progress: Progress | None) -> After:
-    """A hook that shows how far the training is."""
-
-    def tell(update: int, batch: Batch, line: Line) -> Line:
-        if progress is not None:
-            progress(f"training: length {line['length']:.3f}", update, settings.steps)
-        return {}
-
-    return tell

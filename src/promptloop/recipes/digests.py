@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,11 @@ def file_digest(file: Path) -> str:
         return blob
     now = file.stat()
     return _read(file, now.st_mtime_ns, now.st_size)
+
+
+def digest_of(files: Iterable[Path]) -> str:
+    """sha256 over the contents of several files, each counted once, in their order."""
+    return hashlib.sha256(" ".join(map(file_digest, dict.fromkeys(files))).encode()).hexdigest()
 
 
 @functools.lru_cache(maxsize=4096)

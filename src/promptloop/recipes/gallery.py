@@ -13,10 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
+from promptloop.names import is_server
 from promptloop.recipes import lists, parts
 from promptloop.recipes.progress import Progress
 from promptloop.recipes.usual import Usual, usual
 
+FOLDER = "gallery"  # of the run that has drawn one
 LIST = "images.jsonl"  # rows of image, prompt, member, seed
 AT_ONCE = 24  # queries that are drawn for together
 
@@ -32,7 +34,7 @@ class Member:
     @staticmethod
     def parse(said: str) -> Member:
         """From "BACKBONE" or "BACKBONE+POLICY"; ValueError where nothing of that name is there."""
-        backbone, plus, policy = said.partition("+")
+        backbone, plus, policy = (part.strip() for part in said.partition("+"))
         if not backbone or (plus and not policy):
             raise ValueError(f"{said!r} draws nothing; give BACKBONE or BACKBONE+POLICY")
         made = Member(backbone, policy or "none")
@@ -40,6 +42,15 @@ class Member:
         if made.policy != "none":
             parts.locate(made.policy, "policy")
         return made
+
+    def digest(self) -> str:
+        """One number for what draws."""
+        roles = {"backbone": self.backbone, "policy": self.policy}
+        return " ".join(
+            parts.digest(parts.lora_here(parts.locate(name, role)[0]), role)
+            for role, name in roles.items()
+            if name != "none" and not parts.DOTTED.fullmatch(name) and not is_server(name)
+        )
 
     def __str__(self) -> str:
         return self.backbone if self.policy == "none" else f"{self.backbone}+{self.policy}"
@@ -57,10 +68,16 @@ class Picture:
 
 def members(said: str) -> tuple[Member, ...]:
     """Of several with commas between; ValueError for none, or one twice."""
-    names = [name.strip() for name in said.split(",")]
-    if len(set(names)) < len(names):
+    found = tuple(map(Member.parse, said.split(",")))
+    if len(set(found)) < len(found):
         raise ValueError(f"members {said!r} has one twice; give more images of it by --images")
-    return tuple(Member.parse(name) for name in names)
+    return found
+
+
+def folder_of(said: str) -> Path:
+    """The folder of a gallery, or of the run that has drawn one."""
+    folder = Path(said).expanduser()
+    return folder / FOLDER if (folder / FOLDER).is_dir() else folder
 
 
 def there(folder: Path) -> list[Picture]:
@@ -69,7 +86,11 @@ def there(folder: Path) -> list[Picture]:
     if not file.is_file():
         raise ValueError(f"{folder} holds no gallery ({LIST} is missing)")
     return [
-        Picture(lists.file_at(folder / row["image"], file), row["prompt"], str(row.get("member", "")))
+        Picture(
+            lists.file_at(folder / row["image"].strip(), file),
+            row["prompt"].strip(),
+            str(row.get("member", "")),
+        )
         for row in lists.rows(file, "image", "prompt")
     ]
 

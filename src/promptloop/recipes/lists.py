@@ -13,7 +13,10 @@ from typing import Any
 def rows(file: Path, *columns: str) -> list[Mapping[str, Any]]:
     """The rows of a .csv or .jsonl, each with a text in every one of `columns`; ValueError naming the row."""
     if file.suffix == ".csv":
-        read: list[Mapping[str, Any]] = [*csv.DictReader(io.StringIO(text_of(file), newline=""))]
+        try:
+            read: list[Mapping[str, Any]] = [*csv.DictReader(io.StringIO(text_of(file), newline=""))]
+        except csv.Error as error:
+            raise ValueError(f"{file} cannot be read as CSV: {error}") from error
     else:
         read = objects(file, " and ".join(columns))
     for k, row in enumerate(read, 1):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
@@ -23,7 +22,7 @@ from promptloop.policies.contract import Policy
 from promptloop.processes import Processes
 from promptloop.recipes import loaded, parts, runs
 from promptloop.recipes.dpo_settings import MiniDPO
-from promptloop.recipes.progress import Progress
+from promptloop.recipes.progress import Progress, telling
 from promptloop.recipes.rewards import own_scale, reward_named
 from promptloop.rewards.contract import scored
 from promptloop.sample import Control, sample
@@ -52,8 +51,7 @@ def mini_dpo(
     reward = own_scale(reward_named(settings.reward), settings.reward)
     gold = None if settings.gold == "none" else own_scale(reward_named(settings.gold), settings.gold)
     device = parts.device_named(settings.device)
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ValueError("mini-dpo runs in one process so far; start it without torchrun and the like")
+    Processes.alone("mini-dpo")
     with runs.begin(run, recipe, settings, resume=resume, say=say):
         backbone = parts.backbone(settings.backbone, device, torch.float32).value
         training = partial(train, last_good=last_good, stop_at=stop_at)
@@ -109,19 +107,8 @@ def tuned(
         run,
         processes=Processes(),
         save=lambda folder, weights: save_lora(backbone, folder, base=base),
-        after=[looked(settings, backbone, reward, gold), telling(settings, progress)],
+        after=[looked(settings, backbone, reward, gold), telling(progress, settings.steps, "right")],
     )
-
-
-def telling(settings: MiniDPO, progress: Progress | None) -> After:
-    """A hook that shows how far the training is."""
-
-    def tell(update: int, batch: Batch, line: Line) -> Line:
-        if progress is not None:
-            progress(f"training: right {line['right']:.2f}", update, settings.steps)
-        return {}
-
-    return tell
 
 
 def judged(

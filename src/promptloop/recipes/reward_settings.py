@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, final
 
 from promptloop.names import one_of
+from promptloop.rewards.known import CLIPS
 
 if TYPE_CHECKING:  # the names of settings are told before anything heavy is loaded
     from promptloop.train import Training
 
 EMBEDDED = "mini-clip"  # of the embedded world, taught by contrast alone
 SCALES = {  # rewards that can be trained -> what their margin is multiplied by, unless told otherwise
+    EMBEDDED: 1.0,
     "pickscore": 1.0,
     "hpsv2": 100.0,
     "hpsv2.1": 100.0,
@@ -57,11 +60,6 @@ class RewardTraining:
                         save_every=self.save_every, average=self.average)  # fmt: skip
 
     def __post_init__(self) -> None:
-        kind = self.reward.partition(":")[0]
-        if self.reward != EMBEDDED:
-            one_of(kind, SCALES, "reward to train")
-        if self.scale is None:
-            object.__setattr__(self, "scale", SCALES.get(kind, 1.0))
         checked(self)
 
 
@@ -79,6 +77,7 @@ class MiniReward:
     steps: Annotated[int, "updates"] = 300
     reward: Annotated[str, "what is trained on: mini-clip, or pickscore:RUN"] = EMBEDDED
     judge: Annotated[str, "who ranks the images of a query"] = "oracle"
+    alike: Annotated[float, "images whose judgements differ by no more are no pair"] = 0.02
     turned: Annotated[float, "share of the pairs whose judgement is turned round"] = 0.1
     gallery: Annotated[str, "another run's gallery; none: drawn here, in RUN/gallery"] = "none"
     members: Annotated[str, "who draws it: BACKBONE or BACKBONE+POLICY, with commas between"] = (
@@ -88,7 +87,7 @@ class MiniReward:
     images: Annotated[int, "of each member for each query"] = 1
     seed: Annotated[int, "of everything that is drawn"] = 0
     held_out: Annotated[float, "share of the queries that are looked at and not learned from"] = 0.1
-    scale: Annotated[float, "of the margin"] = 1.0
+    scale: Annotated[float | None, "of the margin; none: 100 for a bare cosine, else 1"] = None
     frozen: Annotated[float, "share of each tower's layers, from the first, that stay as they are"] = 0.0
     lr: Annotated[float, "learning rate"] = 1e-4
     warmup: Annotated[int, "updates in which the learning rate rises"] = 50
@@ -107,21 +106,23 @@ class MiniReward:
                         save_every=self.save_every, average=self.average)  # fmt: skip
 
     def __post_init__(self) -> None:
-        kind = self.reward.partition(":")[0]
-        if self.reward != EMBEDDED:
-            one_of(kind, SCALES, "reward to train")
         for name in ("queries", "images"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if not 0 <= self.turned < 0.5:
             raise ValueError(f"turned is {self.turned}; give a share below 0.5, or nothing can be learned")
+        if not 0 <= self.alike < math.inf:
+            raise ValueError(f"alike is {self.alike}; give a difference of the judge's from 0")
         checked(self)
 
 
 def checked(settings: RewardTraining | MiniReward) -> None:
-    """ValueError for settings that cannot train."""
+    """Fills in the scale; ValueError for settings that cannot train."""
     from promptloop.objectives.bradley_terry import check
 
+    kind = one_of(settings.reward.partition(":")[0], SCALES, "reward to train")
+    if settings.scale is None:
+        object.__setattr__(settings, "scale", SCALES[kind])
     settings.training()
     assert settings.scale is not None
     check(settings.scale, settings.batch, settings.pairs_per_part)
@@ -162,7 +163,7 @@ class D2Align:
 
     def __post_init__(self) -> None:
         self.training()
-        one_of(self.reward.partition(":")[0], [name for name in SCALES if name != "siglip"], "CLIP reward")
+        one_of(self.reward.partition(":")[0], CLIPS, "CLIP reward")
         if not 0.5 < self.omega < 100:
             raise ValueError(f"omega is {self.omega}; give a number above 0.5, as 1.5")
         if self.batch < 1:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import lru_cache
@@ -13,20 +12,23 @@ import torch
 from torch import Tensor, nn
 
 from promptloop import checkpoint
+from promptloop.interrupt import Interrupt, Stopped
+from promptloop.json_file import read_object
 from promptloop.objectives.bradley_terry import BradleyTerry, Choice
 from promptloop.objectives.contract import Batch
 from promptloop.processes import Processes
 from promptloop.recipes import choices, gallery, loaded, parts, runs
-from promptloop.recipes.digests import file_digest
+from promptloop.recipes.digests import digest_of
 from promptloop.recipes.images import read
-from promptloop.recipes.progress import Progress
+from promptloop.recipes.progress import Progress, telling
 from promptloop.recipes.reward_settings import EMBEDDED, MiniReward, RewardTraining
 from promptloop.recipes.rewards import own_scale, reward_named
 from promptloop.rewards.towers import TwoTowers
 from promptloop.train import After, Line, train
+from promptloop.world.queries import training_texts
 
-PAIRS, GALLERY = "pairs.jsonl", "gallery"
-KEPT = 20_000  # small images that are kept in memory instead of read again
+PAIRS = "pairs.jsonl"
+KEPT = 2**30  # bytes of images, as the network sees them, that are kept instead of read again
 
 
 def reward_training(
@@ -40,11 +42,14 @@ def reward_training(
     **training: Any,
 ) -> dict[str, Any]:
     """Trains, and leaves in `run` the reward (`run/reward`), checkpoints, metrics and a card."""
-    alone(recipe)
+    Processes.alone(recipe)
     file = Path(settings.pairs).expanduser()
     found = choices.choices_in(file)
-    with runs.begin(run, recipe, settings, resume=resume, prompts=file_digest(file), say=say):
-        return learned(settings, run, recipe, found, progress, say, training)
+    known = digest_of([file, *(Path(name) for choice in found for name in (choice.chosen, choice.rejected))])
+    reward, kind = start(settings)
+    with runs.begin(run, recipe, settings, resume=resume, prompts=known, say=say):
+        noted(settings, run, loaded_for(settings), reward, say)
+        return learned(settings, run, recipe, reward, kind, found, progress, say, training)
 
 
 def mini_reward(
@@ -58,44 +63,90 @@ def mini_reward(
     **training: Any,
 ) -> dict[str, Any]:
     """The same, from a gallery that is drawn first and judged (`run/gallery`, `run/pairs.jsonl`)."""
-    alone(recipe)
+    Processes.alone(recipe)
     judge = own_scale(reward_named(settings.judge), settings.judge)
     who = gallery.members(settings.members) if settings.gallery == "none" else ()
-    pictures = gallery.there(gallery_of(settings.gallery)) if settings.gallery != "none" else []
+    pictures = [] if who else gallery.there(gallery.folder_of(settings.gallery))
+    others = {f"member {member}": member.digest() for member in who}
+    if pictures:
+        others["gallery"] = digest_of([picture.file for picture in pictures])
+    if number := loaded.of_reward(settings.judge):
+        others["judge"] = number
+    reward, kind = start(settings)
     with runs.begin(run, recipe, settings, resume=resume, say=say):
+        noted(settings, run, loaded_for(settings) | others, reward, say)
         if not (run / PAIRS).is_file():
             if who:
-                device = parts.device_named(settings.device)
-                pictures = gallery.draw(run / GALLERY, training_queries(settings), who, settings.images,
-                                        seed=settings.seed, device=device, progress=progress)  # fmt: skip
-            rows = choices.judged(pictures, judge, turned=settings.turned, seed=settings.seed)
+                pictures = drawn(settings, run, who, progress)
+            rows = choices.judged(pictures, judge, alike=settings.alike, turned=settings.turned,
+                                  seed=settings.seed)  # fmt: skip
             choices.written(rows, run / PAIRS)
             say(f"{len(rows)} pairs of {len(pictures)} images that {settings.judge} tells apart")
         found = choices.choices_in(run / PAIRS)
-        return learned(settings, run, recipe, found, progress, say, training)
+        return learned(settings, run, recipe, reward, kind, found, progress, say, training)
 
 
-def training_queries(settings: MiniReward) -> list[str]:
-    from promptloop.world.queries import training_texts
+def drawn(
+    settings: MiniReward, run: Path, who: Sequence[gallery.Member], progress: Progress | None
+) -> list[gallery.Picture]:
+    """The run's own gallery; a signal says that the run can be gone on from."""
+    queries = training_texts(f"{settings.seed}/reward", range(settings.queries))
+    device = parts.device_named(settings.device)
+    try:
+        with Interrupt():
+            return gallery.draw(run / gallery.FOLDER, queries, who, settings.images, seed=settings.seed,
+                                device=device, progress=progress)  # fmt: skip
+    except Stopped as stopped:
+        said = f"stopped by {stopped.name} while images were drawn, which are kept: go on by --resume"
+        raise Stopped(stopped.number, said) from None
 
-    return training_texts(f"{settings.seed}/reward", range(settings.queries))
+
+def start(settings: RewardTraining | MiniReward) -> tuple[TwoTowers, str]:
+    """What is trained on, in float32, and the name of its kind."""
+    device = parts.device_named(settings.device)
+    made: TwoTowers = reward_named(settings.reward, device)
+    kind = "pickscore" if settings.reward == EMBEDDED else settings.reward.partition(":")[0]
+    return made.float().to(device), kind
 
 
-def gallery_of(said: str) -> Path:
-    """The folder of a gallery, or of the run that has drawn one."""
-    folder = Path(said).expanduser()
-    return folder / GALLERY if (folder / GALLERY).is_dir() else folder
+def loaded_for(settings: RewardTraining | MiniReward) -> dict[str, str]:
+    """What was loaded to be trained on."""
+    number = loaded.of_reward(settings.reward)
+    return {} if number is None else {"reward": number}
 
 
-def alone(recipe: str) -> None:
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ValueError(f"{recipe} runs in one process so far; start it without torchrun and the like")
+def noted(
+    settings: RewardTraining | MiniReward,
+    run: Path,
+    known: dict[str, str],
+    reward: TwoTowers,
+    say: Callable[[str], None],
+) -> None:
+    """Parts what is trained from what is not, and holds the run to what it was begun with."""
+    layers = free(reward.network, settings.frozen)
+    for word in runs.record(run, known, asdict(settings.training()) | {"layers": layers}):
+        say(word)
+    for name, then in earlier(settings).items():
+        if getattr(settings, name) != then:
+            say(f"{settings.reward} was trained with {name} {then}, this run has {getattr(settings, name)}: "
+                "prompts held out here are among those that it has learned from")  # fmt: skip
+
+
+def earlier(settings: RewardTraining | MiniReward) -> dict[str, Any]:
+    """What parted the prompts of the run that has trained `settings.reward`; nothing where none has."""
+    folder = Path(settings.reward.partition(":")[2]).expanduser()
+    if settings.reward == EMBEDDED or not (folder / runs.CONFIG).is_file():
+        return {}
+    found = read_object(folder / runs.CONFIG).get("settings", {})
+    return {name: found[name] for name in ("seed", "held_out") if name in found}
 
 
 def learned(
     settings: RewardTraining | MiniReward,
     run: Path,
     recipe: str,
+    reward: TwoTowers,
+    kind: str,
     found: Sequence[Choice],
     progress: Progress | None,
     say: Callable[[str], None],
@@ -103,16 +154,15 @@ def learned(
 ) -> dict[str, Any]:
     """The training itself; what the run tells at its end."""
     own, held = choices.parted(found, settings.held_out, settings.seed)
-    device = parts.device_named(settings.device)
-    reward, kind = start(settings, device)
-    layers = free(reward.network, settings.frozen)
     scale = settings.scale
     assert scale is not None
-    for word in runs.record(run, digests(settings), asdict(settings.training()) | {"layers": layers}):
-        say(word)
-    opened = lru_cache(KEPT if reward.side <= 96 else 1)(lambda name: read(Path(name)))
-    objective = BradleyTerry(reward, own, opened, scale, settings.batch, settings.pairs_per_part,
-                             settings.seed)  # fmt: skip
+
+    @lru_cache(max(1, KEPT // (12 * reward.side**2)))
+    def seen(name: str) -> Tensor:
+        return reward.pixels(read(Path(name))[None])[0].cpu()
+
+    objective = BradleyTerry(reward, own, seen, scale, settings.batch, settings.pairs_per_part, settings.seed)
+    looks = [looked(settings, replace(objective, choices=held))] if held and settings.look_every else []
     checkpoint.seed_generators(settings.seed)
     done = train(
         objective,
@@ -120,26 +170,13 @@ def learned(
         settings.training(),
         run,
         processes=Processes(),
-        after=[looked(settings, replace(objective, choices=held or own)), telling(settings, progress)],
+        after=[*looks, telling(progress, settings.steps, "right")],
         **training,
     )
     runs.finish(run / runs.REWARD, reward.save)
     told = {**asdict(settings), "trained": kind, "pairs learned from": len(own), "pairs held out": len(held)}
-    runs.card(run, recipe, told, device, runs.REWARD)
+    runs.card(run, recipe, told, parts.device_named(settings.device), runs.REWARD)
     return {"updates": done, "role": runs.REWARD, "settings": told, "lines": runs.lines(run)}
-
-
-def start(settings: RewardTraining | MiniReward, device: torch.device) -> tuple[TwoTowers, str]:
-    """What is trained on, in float32, and the name of its kind."""
-    made: TwoTowers = reward_named(settings.reward, device)
-    kind = "pickscore" if settings.reward == EMBEDDED else settings.reward.partition(":")[0]
-    return made.float().to(device), kind
-
-
-def digests(settings: RewardTraining | MiniReward) -> dict[str, str]:
-    """What was loaded to be trained on."""
-    number = loaded.of_reward(settings.reward)
-    return {} if number is None else {"reward": number}
 
 
 def free(network: nn.Module, frozen: float) -> int:
@@ -163,8 +200,7 @@ def looked(settings: RewardTraining | MiniReward, held: BradleyTerry) -> After:
     """A hook: "accuracy", the share of the pairs held out that the reward orders as people did."""
 
     def look(update: int, batch: Batch, line: Line) -> Line:
-        every = settings.look_every
-        if not every or (update % every and update not in (1, settings.steps)):
+        if update % settings.look_every and update not in (1, settings.steps):
             return {}
         return {"accuracy": float((margins(held) > 0).float().mean())}
 
@@ -177,14 +213,3 @@ def margins(held: BradleyTerry) -> Tensor:
     size = held.pairs_per_part
     numbers = range(len(held.choices))
     return torch.cat([held.margins(numbers[k : k + size]) for k in range(0, len(numbers), size)]).cpu()
-
-
-def telling(settings: RewardTraining | MiniReward, progress: Progress | None) -> After:
-    """A hook that shows how far the training is."""
-
-    def tell(update: int, batch: Batch, line: Line) -> Line:
-        if progress is not None:
-            progress(f"training: right {line['right']:.2f}", update, settings.steps)
-        return {}
-
-    return tell

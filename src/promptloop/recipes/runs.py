@@ -50,6 +50,7 @@ ROLES = {  # title, what it is, tag
         "reward-model",
     ),
 }
+LISTS = ("prompts", "pairs", "images")  # settings that name a list which a run must go on with
 EXAMPLE = "a jade disc and a golden block"  # what a run is tried on
 USUAL = "mini-turbo"  # what `promptloop generate` draws with unless told otherwise
 
@@ -96,11 +97,17 @@ def begun(run: Path, config: Mapping[str, Any], since: Mapping[str, Any], *, res
             told = ", ".join(f"{k} {theirs.get(k)} (now {ours.get(k)})" for k in other) or found.get("recipe")
             raise ValueError(f"{run} holds a run with {told}; resume with its own settings")
         if found["prompts"] != config["prompts"]:
-            raise ValueError(f"{ours['prompts']} no longer holds the prompts that {run} was begun with")
+            listed = next(ours[name] for name in LISTS if name in ours)
+            raise ValueError(f"{listed} no longer holds what {run} was begun with; put that back, or begin "
+                             "again in another folder")  # fmt: skip
         return True
     if resume:
         raise ValueError(f"{run} holds no run to resume")
     if run.exists() and any(f.name not in (CONFIG, LOCK) for f in run.iterdir()):  # nothing was trained yet
+        if file.exists():
+            raise ValueError(
+                f"{run} holds a run that was begun; give --resume to go on with it, or another --out"
+            )
         raise ValueError(f"{run} is not empty; give another --out")
     return False
 
@@ -199,7 +206,8 @@ def lines(run: Path) -> list[dict[str, float]]:
 def try_it(where: str, role: str, settings: Mapping[str, Any]) -> str:
     """The command that uses what a run has trained: makes images as it was trained, or scores one."""
     if role == REWARD:
-        return f'promptloop score IMAGE --prompt "{EXAMPLE}" --reward {settings["trained"]}:{where}'
+        named = shlex.quote(f"{settings['trained']}:{where}")
+        return f'promptloop score IMAGE --prompt "{EXAMPLE}" --reward {named}'
     words = [f"--{role}", where, "--compare"]
     backbone = str(settings.get("backbone", USUAL))
     if role == POLICY and backbone != USUAL:
@@ -237,7 +245,7 @@ def card(run: Path, recipe: str, settings: Mapping[str, Any], device: Any, role:
     stack = ", ".join(f"{k} {v}" for k, v in trace.environment(device).items())
     text = f"""---
 library_name: {library(settings, role)}
-license: apache-2.0
+license: {"other" if role == REWARD and settings.get("reward") != "mini-clip" else "apache-2.0"}
 tags: [promptloop, text-to-image, {ROLES[role][2]}]
 ---
 

@@ -21,16 +21,12 @@ from promptloop.json_file import read_object
 from promptloop.names import imported, one_of
 from promptloop.rewards.batches import in_batches
 from promptloop.rewards.clip import ClipReward
+from promptloop.rewards.known import CLIPS, KNOWN
 from promptloop.rewards.towers import unit
 from promptloop.rewards.weights import tensors_in
 
 FILE, CONFIG = "direction.safetensors", "direction.json"
 OMEGA = 1.5  # the best of the paper's
-NAMED = {
-    name: f"promptloop.rewards.clip:{kind}"
-    for name, kind in {"pickscore": "PickScore", "hpsv2": "HPSv2", "hpsv2.1": "HPSv21",
-                       "clip-cosine": "ClipCosine"}.items()
-}  # fmt: skip
 
 
 def corrected(said: Tensor, direction: Tensor, omega: float) -> Tensor:
@@ -52,14 +48,16 @@ class Directional(nn.Module):
     def __init__(self, reward: ClipReward, direction: Tensor | None = None, omega: float = OMEGA) -> None:
         super().__init__()
         if not isinstance(reward, ClipReward):
-            raise ValueError(f"a direction is of a CLIP reward ({', '.join(NAMED)}), "
+            raise ValueError(f"a direction is of a CLIP reward ({', '.join(CLIPS)}), "
                              f"not of {type(reward).__name__}")  # fmt: skip
         if not 0.5 < omega < 100:
             raise ValueError(f"omega is {omega}; give a number above 0.5, as 1.5")
         width = reward.network.config.projection_dim
         b = torch.zeros(width) if direction is None else direction
-        if b.shape != (width,) or not bool(b.isfinite().all()):
-            raise ValueError(f"a direction of this reward is {width} finite numbers, not {tuple(b.shape)}")
+        if b.shape != (width,):
+            raise ValueError(f"a direction of this reward is {width} numbers, not {tuple(b.shape)}")
+        if not bool(b.isfinite().all()):
+            raise ValueError("a number of the direction is not finite; train it again")
         at = next(reward.network.parameters())
         self.reward, self.omega = reward, float(omega)
         self.direction = nn.Parameter(b.to(at.device, torch.float32), requires_grad=False)
@@ -105,8 +103,8 @@ class Directional(nn.Module):
         """Every file that decides a score: the direction's, and those of the reward it is of."""
         folder, told = direction_in(where)
         kind, _, base = str(told["reward"]).partition(":")
-        one_of(kind, NAMED, "CLIP reward")
-        files: list[Path] = imported(NAMED[kind], "reward").read_from(base or None)
+        one_of(kind, CLIPS, "CLIP reward")
+        files: list[Path] = imported(KNOWN[kind].made, "reward").read_from(base or None)
         return [folder / FILE, folder / CONFIG, *files]
 
 
@@ -119,14 +117,17 @@ def direction_in(where: str | None) -> tuple[Path, dict[str, Any]]:
     told = read_object(folder / CONFIG)
     if not {"reward", "omega", "weights"} <= told.keys():
         raise ValueError(f"{folder / CONFIG} lacks reward, omega or weights; train the direction again")
+    if not isinstance(told["omega"], int | float) or not isinstance(told["reward"], str):
+        raise ValueError(f"{folder / CONFIG} is damaged: omega is {told['omega']!r}, reward "
+                         f"{told['reward']!r}; train the direction again")  # fmt: skip
     return folder, told
 
 
 def clip_named(said: str, device: str | torch.device = "cpu") -> ClipReward:
     """The CLIP reward "NAME" or "NAME:WHERE"; ValueError for what is none."""
     kind, _, where = said.partition(":")
-    one_of(kind, NAMED, "CLIP reward")
-    made: ClipReward = imported(NAMED[kind], "reward").load(where or None, device=device)
+    one_of(kind, CLIPS, "CLIP reward")
+    made: ClipReward = imported(KNOWN[kind].made, "reward").load(where or None, device=device)
     return made
 
 

@@ -32,6 +32,8 @@ class Known:
     differentiable: bool = False
 
 
+CLIPS = ("pickscore", "hpsv2", "hpsv2.1", "clip-cosine")  # that compare two points with a slope everywhere
+
 KNOWN: dict[str, Known] = {
     "oracle": Known("promptloop.world.oracle:OracleReward", "the embedded world's exact grade", "0 to 1"),
     "oracle-strict": Known("promptloop.world.oracle:strict", "the same, all or nothing", "0 or 1"),

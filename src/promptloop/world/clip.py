@@ -39,7 +39,7 @@ SHARPEST = math.log(100.0)  # of the temperature, CLIP's own bound
 def mini_clip() -> PickScore:
     """The shipped one as a reward, frozen, on the CPU: cosine times exp(scale)."""
     made = PickScore.load(str(weights("mini-clip")))
-    made.__name__ = "mini-clip"  # what errors call it
+    object.__setattr__(made, "__name__", "mini-clip")  # what errors call it
     return made
 
 
