@@ -13,11 +13,12 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from tiny_training import start, train, updates_done
+from tiny_training import start, updates_done
 
-from promptloop.recipes import choices
+from promptloop.recipes import choices, training
 from promptloop.recipes.images import read
 from promptloop.recipes.rewards import reward_named
+from promptloop.recipes.training import settings_given
 
 SMALL = ["--members", "mini-turbo", "--images", "2", "--queries", "21", "--held-out", "0.3", "--batch", "8",
          "--pairs-per-part", "4", "--look-every", "5", "--save-every", "3"]  # fmt: skip
@@ -27,9 +28,9 @@ SMALL = ["--members", "mini-turbo", "--images", "2", "--queries", "21", "--held-
 def learned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of 12 updates."""
     run = tmp_path_factory.mktemp("reward") / "run"
-    code, out, err = train("mini-reward", "--steps", "12", "--out", str(run), *SMALL)
-    assert code == 0, err
-    assert "12 updates, accuracy" in out and f"--reward pickscore:{run}" in out
+    given = settings_given(["--steps", "12", *SMALL])
+    told = training.run("mini-reward", given, run, resume=False)
+    assert "12 updates, accuracy" in told and f"--reward pickscore:{run}" in told
     return run
 
 
@@ -48,7 +49,9 @@ def test_the_accuracy_is_the_saved_reward_s_on_what_was_held_out(learned: Path) 
     assert set(config["loaded"]) == {"reward", "member mini-turbo"}
 
 
-def test_a_stopped_and_killed_run_goes_on_to_the_same_reward(learned: Path, tmp_path: Path) -> None:
+def test_a_stopped_and_killed_run_goes_on_to_the_same_reward(
+    learned: Path, tmp_path: Path, command: Callable[..., Any]
+) -> None:
     """Stopped while it drew, then killed while it trained. Fails if the next command takes the folder for
     somebody else's, the gallery is drawn anew, or the average of the weights is lost.
     """
@@ -58,7 +61,7 @@ def test_a_stopped_and_killed_run_goes_on_to_the_same_reward(learned: Path, tmp_
     process.send_signal(signal.SIGINT)
     _, err = process.communicate()
     assert process.returncode == 130 and "which are kept: go on by --resume" in err, err
-    code, _, err = train("mini-reward", "--steps", "12", "--out", str(run), *SMALL)
+    code, _, err = command("train", "mini-reward", "--steps", "12", "--out", str(run), *SMALL)
     assert code == 2 and "give --resume to go on with it, or another --out" in err
     process = start("mini-reward", "--resume", "--out", str(run))
     until(process, lambda: updates_done(run) >= 4)
@@ -66,7 +69,7 @@ def test_a_stopped_and_killed_run_goes_on_to_the_same_reward(learned: Path, tmp_
     process.communicate()
     assert process.returncode == -signal.SIGKILL and updates_done(run) < 12
     drawn = {file: file.stat().st_mtime_ns for file in (run / "gallery").iterdir()}
-    code, _, err = train("mini-reward", "--resume", "--out", str(run))
+    code, _, err = command("train", "mini-reward", "--resume", "--out", str(run))
     assert code == 0, err
     assert drawn == {file: file.stat().st_mtime_ns for file in (run / "gallery").iterdir()}
     a, b = (load_file(r / "reward" / "model.safetensors") for r in (learned, run))
@@ -102,16 +105,17 @@ def test_it_is_learned_further_and_corrected(
     more, spatial, moved = (str(tmp_path / name) for name in ("more", "spatial", "moved"))
     sizes = ["--batch", "4", "--pairs-per-part", "4", "--look-every", "2", "--held-out", "0.3"]
     pairs = str(learned / "pairs.jsonl")
-    code, _, err = train("reward", "--reward", f"pickscore:{learned}", "--pairs", pairs, "--steps", "2",
-                         "--seed", "1", "--out", more, *sizes)  # fmt: skip
+    code, _, err = command("train", "reward", "--reward", f"pickscore:{learned}", "--pairs", pairs,
+                           "--steps", "2", "--seed", "1", "--out", more, *sizes)  # fmt: skip
     assert code == 0 and "was trained with seed 0, this run has 1" in err, err
     config = json.loads((tmp_path / "more" / "config.json").read_text())
     assert config["in_force"]["layers"] == 2  # of three in each tower the last: --frozen 0.7
-    code, _, err = train("mini-reward", "--judge", "oracle-attributes", "--gallery", str(learned), "--steps",
-                         "2", "--out", spatial, *sizes)  # fmt: skip
+    code, _, err = command("train", "mini-reward", "--judge", "oracle-attributes", "--gallery",
+                           str(learned), "--steps", "2", "--out", spatial, *sizes)  # fmt: skip
     assert code == 0 and not (tmp_path / "spatial" / "gallery").exists(), err
-    code, out, err = train("d2-align", "--reward", f"pickscore:{more}", "--images", str(learned), "--steps",
-                           "4", "--batch", "8", "--omega", "2", "--out", moved)  # fmt: skip
+    code, out, err = command("train", "d2-align", "--reward", f"pickscore:{more}", "--images",
+                             str(learned), "--steps", "4", "--batch", "8", "--omega", "2",
+                             "--out", moved)  # fmt: skip
     assert code == 0 and f"--reward d2-align:{moved}" in out, err
     assert json.loads((tmp_path / "moved" / "reward" / "direction.json").read_text())["omega"] == 2
     image = sorted((learned / "gallery").glob("*.png"))[0]
@@ -159,8 +163,8 @@ def test_other_images_are_noticed_when_a_run_goes_on(
         "d2-align": ("--images", tmp_path / "gallery" / "images.jsonl"),
     }[recipe]
     run, sizes = tmp_path / "run", ["--held-out", "0.3"] if recipe == "reward" else []
-    code, _, err = train(recipe, "--reward", "pickscore:" + str(learned), setting, str(file), "--steps", "2",
-                         "--batch", "4", "--out", str(run), *sizes,
+    code, _, err = command("train", recipe, "--reward", "pickscore:" + str(learned), setting, str(file),
+                           "--steps", "2", "--batch", "4", "--out", str(run), *sizes,
                          *(["--pairs-per-part", "4"] if recipe == "reward" else []))  # fmt: skip
     assert code == 0, err
     whole = file.read_text()
