@@ -56,7 +56,8 @@ ARROWS = {  # room -> the rooms it may import
     "objectives": TRAIN,
     "train": TRAIN | {"checkpoint", "processes", "sharding", "swap", "interrupt", "resuming"},
     "bench": MIDDLE | {"bench"},
-    "recipes": TRAIN | {"train", "processes", "watch", "checkpoint", "bench", "recipes", "__init__"},
+    "recipes": TRAIN
+    | {"train", "processes", "watch", "checkpoint", "interrupt", "bench", "recipes", "__init__"},
     "terminal": set(),
     "options": set(),
     "cli": {"recipes", "names", "options", "terminal", "interrupt", "cli_rewards", "__init__"},
