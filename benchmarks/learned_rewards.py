@@ -3,11 +3,13 @@ their use does to images. docs/rewards_training.md has the numbers.
 
     OMP_NUM_THREADS=1 python benchmarks/learned_rewards.py agreement --out held NAME=REWARD...
     OMP_NUM_THREADS=1 python benchmarks/learned_rewards.py use --backbone mini-turbo NAME=REWARD...
+    OMP_NUM_THREADS=1 python benchmarks/learned_rewards.py sheet --out sheet.png NAME=REWARD...
 
 agreement: 105 held-out queries, two images of each of four members (drawn into --out, which is read again);
 the share of pairs ordered as the oracle does, in all and by aspect, the first reward's taken off it, and the
-rank correlation within a query.
-use: 42 held-out queries, three noises of each; the best of 8 by each reward, and its gradient.
+rank correlation within a query. use: 42 held-out queries, three noises of each; the best of 8 by each reward,
+and its gradient. sheet: pictures of 8 queries without steering, then for each reward and strength of its
+gradient.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL.Image import Resampling
 from scipy.stats import spearmanr
 from torch import Tensor
 
@@ -29,6 +32,7 @@ from promptloop.recipes import gallery
 from promptloop.recipes.images import read
 from promptloop.recipes.rewards import reward_named
 from promptloop.recipes.usual import usual
+from promptloop.rewards.rows import bitmaps
 from promptloop.sample import sample
 from promptloop.world.queries import held_out
 
@@ -112,6 +116,20 @@ def use(named: dict[str, Any], backbone: str, strengths: list[float]) -> None:
             row(f"gradient of {name}, {strength:g}", RewardGradient(reward, strength, relative=True))
 
 
+def sheet(named: dict[str, Any], backbone: str, strengths: list[float], out: Path) -> None:
+    denoiser, its, queries = load_frozen(backbone), usual(backbone), held_out(8)
+    rows = []
+    for control in [None, *(RewardGradient(reward, strength, relative=True)
+                           for reward in named.values() for strength in strengths)]:  # fmt: skip
+        end = sample(denoiser, queries, seeds=[FIRST + k for k in range(len(queries))], steps=its.steps,
+                     controls=[CFG(its.guidance), *([control] if control else [])])  # fmt: skip
+        assert end.images is not None
+        rows.append(torch.cat([*end.images], 2))
+    bitmap = bitmaps(torch.cat(rows, 1)[None])[0]
+    bitmap.resize((2 * bitmap.width, 2 * bitmap.height), Resampling.NEAREST).save(out)
+    print("\n".join(queries))
+
+
 def load_frozen(backbone: str) -> Any:
     denoiser = load(backbone)
     for part in denoiser.modules:
@@ -121,9 +139,9 @@ def load_frozen(backbone: str) -> Any:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("what", choices=("agreement", "use"))
+    parser.add_argument("what", choices=("agreement", "use", "sheet"))
     parser.add_argument("rewards", nargs="+", metavar="NAME=REWARD")
-    parser.add_argument("--out", type=Path, help="of agreement: the held-out gallery")
+    parser.add_argument("--out", type=Path, help="of agreement the held-out gallery, of sheet the picture")
     parser.add_argument("--backbone", default="mini-turbo")
     parser.add_argument("--strengths", type=float, nargs="*", default=[0.1, 0.2])
     args = parser.parse_args()
@@ -132,7 +150,9 @@ def main() -> None:
     if args.what == "use":
         use(named, args.backbone, args.strengths)
     elif args.out is None:
-        parser.error("agreement wants --out DIR")
+        parser.error(f"{args.what} wants --out")
+    elif args.what == "sheet":
+        sheet(named, args.backbone, args.strengths, args.out)
     else:
         agreement(named, args.out)
 
