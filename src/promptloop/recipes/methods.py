@@ -157,7 +157,9 @@ def told(name: str) -> str:
     made, method = method_named(name), METHODS[name]
     lines = [f"{name}: {inspect.getdoc(made)}", "", "Settings:"]
     for setting, default in settings_of(*makers(name)).items():
-        lines.append(f"  {setting}" + ("" if default is MISSING else f" = {spelled(default)}"))
+        lines.append(
+            f"  {setting}" + (" (must be given)" if default is MISSING else f" = {spelled(default)}")
+        )
     lines += ["", f"Needs: {method.needs or 'nothing'}.", f"Evaluations of the denoiser: {method.costs}."]
     lines += [f"On the command line: {method.given}.", f"In Python: {method.made.replace(':', '.')}."]
     return "\n".join(lines)
