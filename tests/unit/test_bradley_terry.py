@@ -217,6 +217,7 @@ def test_files_that_are_no_choices(name: str, text: str, says: str, tmp_path: Pa
         (MiniReward, {"held_out": 1.0}, "held_out is 1.0"),
         (MiniReward, {"held_out": 0.0}, "give look_every 0 too"),
         (MiniReward, {"queries": 0}, "queries is 0"),
+        (MiniReward, {"queries": 99_999_999}, "is more than 1000000"),
         (D2Align, {"omega": 0.5}, "omega is 0.5"),
         (D2Align, {"reward": "siglip"}, "unknown CLIP reward"),
     ],

@@ -13,6 +13,7 @@ if TYPE_CHECKING:  # the names of settings are told before anything heavy is loa
     from promptloop.train import Training
 
 EMBEDDED = "mini-clip"  # of the embedded world, taught by contrast alone
+MOST = 1_000_000  # images of one member: more are a slip of the keyboard
 SCALES = {  # rewards that can be trained -> what their margin is multiplied by, unless told otherwise
     EMBEDDED: 1.0,
     "pickscore": 1.0,
@@ -109,6 +110,8 @@ class MiniReward:
         for name in ("queries", "images"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.queries * self.images > MOST:
+            raise ValueError(f"queries {self.queries} times images {self.images} is more than {MOST}")
         if not 0 <= self.turned < 0.5:
             raise ValueError(f"turned is {self.turned}; give a share below 0.5, or nothing can be learned")
         if not 0 <= self.alike < math.inf:
