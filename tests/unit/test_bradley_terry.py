@@ -128,7 +128,11 @@ def test_a_direction_is_saved_and_tells_its_reward(reward: PickScore, tmp_path: 
     with pytest.raises(ValueError, match="other weights than pickscore"):
         Directional.load(str(tmp_path / "d"))
     file = tmp_path / "d" / "direction.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "omega": None}))
+    told = json.loads(file.read_text())
+    file.write_text(json.dumps({**told, "reward": "pickscore:/nowhere"}))
+    with pytest.raises(ValueError, match="direction.json names cannot be loaded .no '/nowhere'"):
+        Directional.load(str(tmp_path / "d"))
+    file.write_text(json.dumps({**told, "omega": None}))
     with pytest.raises(ValueError, match="direction.json is damaged: omega is None"):
         Directional.load(str(tmp_path / "d"))
     file.write_text("{}")

@@ -87,7 +87,11 @@ class Directional(nn.Module):
     def load(where: str | None = None, *, device: str | torch.device = "cpu") -> Directional:
         """What `save` wrote, and the reward it is of; ValueError where that has other weights now."""
         folder, told = direction_in(where)
-        reward = clip_named(str(told["reward"]), device)
+        try:
+            reward = clip_named(str(told["reward"]), device)
+        except ValueError as error:
+            raise ValueError(f"the reward that {folder / CONFIG} names cannot be loaded ({error}); put it "
+                             "back, or write there where it is now") from error  # fmt: skip
         if fingerprint(reward) != told["weights"]:
             raise ValueError(f"{where} is a direction of other weights than {told['reward']} has now; put "
                              "those back, or train the direction again")  # fmt: skip
