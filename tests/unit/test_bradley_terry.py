@@ -20,6 +20,7 @@ from promptloop.recipes.reward_training import free, looked, margins
 from promptloop.rewards.clip import ClipReward, HPSv2, PickScore
 from promptloop.rewards.directional import Directional
 from promptloop.rewards.siglip import SigLIP
+from promptloop.world.clip import mini_clip
 
 PROMPTS = ("a red circle", "star", "a photo")
 
@@ -269,3 +270,11 @@ def test_gradients_of_the_corrected_reward_reach_the_image(reward: PickScore) ->
     with torch.no_grad():
         ends = [float(moved(image + h * along, ["star"])) for h in (1e-5, -1e-5)]
     assert float((slope * along).sum()) == pytest.approx((ends[0] - ends[1]) / 2e-5, rel=1e-4)
+
+
+def test_heads_are_not_guessed_for_other_sizes(tmp_path: Path) -> None:
+    """A trained reward that has lost its config.json. Fails if its heads are counted by the release's."""
+    mini_clip().save(tmp_path)
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(ValueError, match="192 wide is not pickscore's release .heads of 80."):
+        PickScore.load(str(tmp_path))

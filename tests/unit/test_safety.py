@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import random
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+from safetensors.torch import load_file, save_file
 from tiny_reward import brightness
 from torch import Tensor
 from transformers import CLIPConfig, CLIPTextConfig, CLIPVisionConfig
@@ -100,6 +102,24 @@ def test_what_is_no_checker_is_refused(tmp_path: Path) -> None:
         ValueError, match="give safety:FOLDER, or safety:CompVis/stable-diffusion-safety-checker"
     ):
         reward_named("safety")
+
+
+def test_a_checker_that_is_not_whole_is_refused(folder: Path, tmp_path: Path) -> None:
+    """Fails if what is missing is drawn at random, as transformers does, and the image is called safe."""
+    for change, says in (("lacks", "lacks 1 tensors"), ("more", "has left over 1 tensors")):
+        shutil.copytree(folder / "safety_checker", tmp_path / change)
+        file = tmp_path / change / "model.safetensors"
+        tensors = load_file(file)
+        if change == "lacks":
+            del tensors["concept_embeds"]
+        else:
+            tensors["another"] = torch.zeros(1)
+        save_file(tensors, file, {"format": "pt"})
+        with pytest.raises(ValueError, match=says):
+            SafetyChecker.load(str(tmp_path / change))
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(ValueError, match="cannot be loaded as a safety checker"):
+        SafetyChecker.load(str(tmp_path / "more"))
 
 
 def test_a_gate_shuts_before_what_is_unsafe(folder: Path) -> None:

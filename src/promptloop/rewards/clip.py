@@ -124,7 +124,7 @@ def clip_of(tensors: Mapping[str, Tensor], words: Words, config: Any, release: R
     heads, activation = (
         (config.text_config.num_attention_heads, config.text_config.hidden_act)
         if config is not None
-        else (max(1, width // 64), release.activation)
+        else (heads_of(width, 64, release), release.activation)
     )
     text = {
         "vocab_size": rows,
@@ -150,7 +150,7 @@ def vision_of(tensors: Mapping[str, Tensor], config: Any, release: Release) -> d
     heads, activation = (
         (config.vision_config.num_attention_heads, config.vision_config.hidden_act)
         if config is not None
-        else (max(1, width // release.head), release.activation)
+        else (heads_of(width, release.head, release), release.activation)
     )
     return {
         "hidden_size": width,
@@ -162,6 +162,16 @@ def vision_of(tensors: Mapping[str, Tensor], config: Any, release: Release) -> d
         "patch_size": patch,
         "projection_dim": len(tensors["visual_projection.weight"]),
     }
+
+
+def heads_of(width: int, head: int, release: Release) -> int:
+    """How many heads of the release's width there are; ValueError where it is no multiple of that."""
+    if width % head:
+        raise ValueError(
+            f"a network {width} wide is not {release.name}'s release (heads of {head}), so its config.json "
+            "is needed beside the weights"
+        )
+    return width // head
 
 
 def config_in(folder: Path, family: str) -> Any:

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, final
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import Tensor
 
 from promptloop.names import first_line
@@ -51,12 +52,21 @@ class SafetyChecker:
 
         folder = checker_in(where)
         try:
-            network = StableDiffusionSafetyChecker.from_pretrained(folder, local_files_only=where is None)
-        except (OSError, ValueError, KeyError) as error:
+            loaded: Any = StableDiffusionSafetyChecker.from_pretrained(
+                folder, local_files_only=where is None, output_loading_info=True
+            )
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             how = f"; give safety:FOLDER, or safety:{HUB}, which downloads it once" if where is None else ""
             raise ValueError(
                 f"{folder} cannot be loaded as a safety checker: {first_line(error)}{how}"
             ) from error
+        network, told = loaded
+        surplus = [name for name in told["unexpected_keys"] if not name.endswith("position_ids")]
+        for what, names in (("lacks", told["missing_keys"]), ("has left over", surplus)):
+            if names:  # else what lacks would be drawn at random, and every image called safe
+                raise ValueError(
+                    f"{folder} {what} {len(names)} tensors of a safety checker, the first {min(names)!r}"
+                )
         return SafetyChecker(network.requires_grad_(False).eval().to(device))
 
     def __call__(self, images: Tensor, queries: Sequence[str]) -> Tensor:
