@@ -107,4 +107,5 @@ def check(scale: float, batch: int, pairs_per_part: int) -> None:
     if not scale > 0:
         raise ValueError(f"scale is {scale}; it must be positive")
     if batch < 1 or pairs_per_part < 1 or batch % pairs_per_part:
-        raise ValueError(f"batches of {batch} pairs do not divide into parts of {pairs_per_part}")
+        raise ValueError(f"batches of {batch} pairs do not divide into parts of {pairs_per_part}; give "
+                         "another pairs_per_part")  # fmt: skip

@@ -130,7 +130,7 @@ def checked(settings: RewardTraining | MiniReward) -> None:
     assert settings.scale is not None
     check(settings.scale, settings.batch, settings.pairs_per_part)
     if not 0 <= settings.held_out < 1:
-        raise ValueError(f"held_out is {settings.held_out}; give a share below 1")
+        raise ValueError(f"held_out is {settings.held_out}; give a share from 0 to below 1")
     if not 0 <= settings.frozen <= 1:
         raise ValueError(f"frozen is {settings.frozen}; give a share from 0 to 1")
     if settings.look_every < 0:

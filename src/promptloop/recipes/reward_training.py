@@ -83,6 +83,11 @@ def mini_reward(
             choices.written(rows, run / PAIRS)
             say(f"{len(rows)} pairs of {len(pictures)} images that {settings.judge} tells apart")
         found = choices.choices_in(run / PAIRS)
+        try:
+            choices.parted(found, settings.held_out, settings.seed)
+        except ValueError as error:
+            kept = f"; the images are kept: --gallery {run} with another --out" if who else ""
+            raise ValueError(f"{error}{kept}") from None
         return learned(settings, run, recipe, reward, kind, found, progress, say, training)
 
 
