@@ -16,7 +16,7 @@ from promptloop.denoisers.loras import switched
 from promptloop.names import LORA_PREFIX
 from promptloop.policies.mllm import Mllm
 from promptloop.policies.saved import in_order
-from promptloop.swap import in_place
+from promptloop.swap import exchanged
 
 LANGUAGE = "language"
 EYES = r".*(vision|visual|image|projector|connector|merger).*"  # what the chat model families call them
@@ -178,8 +178,8 @@ class Averaged:
         self.weights: dict[str, Tensor] = {name: p.detach().clone() for name, p in parameters.items()}
 
     def in_place(self) -> AbstractContextManager[None]:
-        """Inside, the parameters are the average."""
-        return in_place(self.parameters, self.weights)
+        """Inside, the parameters are the average (and `weights` what they were)."""
+        return exchanged(self.parameters, self.weights)
 
     @torch.no_grad()
     def update(self) -> None:

@@ -20,6 +20,24 @@ def in_place(parameters: Mapping[str, Tensor], weights: Mapping[str, Tensor]) ->
         put(parameters, kept)
 
 
+@contextmanager
+def exchanged(parameters: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> Iterator[None]:
+    """Both have each other's values inside a `with` block, bit for bit; one tensor more at a time is held."""
+    exchange(parameters, weights)
+    try:
+        yield
+    finally:
+        exchange(parameters, weights)
+
+
+@torch.no_grad()
+def exchange(parameters: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
+    for name, p in parameters.items():
+        kept = p.detach().clone()
+        p.copy_(weights[name])
+        weights[name].copy_(kept)
+
+
 @torch.no_grad()
 def put(parameters: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
     """Copies `weights` into `parameters`; ValueError where their names differ."""

@@ -107,7 +107,7 @@ def test_it_is_learned_further_and_corrected(
     pairs = str(learned / "pairs.jsonl")
     code, _, err = command("train", "reward", "--reward", f"pickscore:{learned}", "--pairs", pairs,
                            "--steps", "2", "--seed", "1", "--out", more, *sizes)  # fmt: skip
-    assert code == 0 and "was trained with seed 0, this run has 1" in err, err
+    assert code == 0 and "was trained with seed 0 and held_out 0.3, this run has 1" in err, err
     config = json.loads((tmp_path / "more" / "config.json").read_text())
     assert config["in_force"]["layers"] == 2  # of three in each tower the last: --frozen 0.7
     code, _, err = command("train", "mini-reward", "--judge", "oracle-attributes", "--gallery",

@@ -169,7 +169,7 @@ def drawn(folder: Path) -> list[gallery.Picture]:
     made = []
     for k in range(8):
         Image.new("RGB", (32, 32), (30 * k,) * 3).save(folder / f"{k}.png")
-        made.append(gallery.Picture(folder / f"{k}.png", f"q{k // 4}", "m"))
+        made.append(gallery.Picture(folder / f"{k}.png", f"q{k // 4}"))
     return made
 
 

@@ -1,6 +1,7 @@
 """mini-clip: taught by contrast, a start for rewards; and the oracle's sides that they are taught by."""
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,12 +9,13 @@ import torch
 
 from promptloop.recipes.rewards import reward_named
 from promptloop.rewards.clip import PickScore
+from promptloop.rewards.directional import Directional
 from promptloop.world import weights
 from promptloop.world.autoencoder import pixels
 from promptloop.world.captions import Ask
-from promptloop.world.clip import Described, contrast, train, unmet
+from promptloop.world.clip import SHARED, Described, contrast, train, unmet
 from promptloop.world.oracle import ASPECTS, OracleReward, grade
-from promptloop.world.scene import random_scene
+from promptloop.world.scene import CELLS, Scene, Thing, random_scene
 
 
 def test_it_finds_what_was_said_among_others() -> None:
@@ -32,18 +34,36 @@ def test_it_finds_what_was_said_among_others() -> None:
 
 
 def test_a_gold_scene_is_above_a_corrupted_one() -> None:
-    """A blue star for "a blue star" above a red one. Fails when the cosine's sign is lost."""
-    reward = reward_named(f"pickscore:{weights('mini-clip')}")
-    rng, right = random.Random(3), 0
+    """A blue star for "a blue star" above a red one, by the CLIP, the same moved along a direction, and the
+    oracle's eye for attributes. Fails when the cosine's sign is lost.
+    """
+    reward = reward_named("mini-clip")
+    b = torch.randn(SHARED, generator=torch.Generator().manual_seed(0))
+    rewards = (reward, Directional(reward, 0.3 * b / b.norm()), reward_named("oracle-attributes"))
+    rng, right = random.Random(3), torch.zeros(3)
     for _ in range(20):
         scene = random_scene(rng, 1)
         thing = scene.things[0]
         others = [c for c in ("red", "blue", "green", "yellow") if c != thing.colour]
-        wrong = type(scene)((type(thing)(**{**vars(thing), "colour": rng.choice(others)}),), scene.ground)
+        wrong = replace(scene, things=(replace(thing, colour=rng.choice(others)),))
         images = pixels([scene, wrong]) * 0.5 + 0.5
-        values = reward(images, [f"a {thing.colour} {thing.shape}"] * 2)
-        right += bool(values[0] > values[1])
-    assert right >= 17
+        values = [each(images, [f"a {thing.colour} {thing.shape}"] * 2) for each in rewards]
+        right += torch.tensor([float(v[0] > v[1]) for v in values])
+    assert bool((right >= torch.tensor([17, 16, 20])).all()), right
+
+
+def test_gold_of_the_other_sides() -> None:
+    """Two squares are above three for "two ...", left is above right. Fails if a side looks at another's."""
+    square = Thing("square", "green", "large", "plain", False, CELLS[0], CELLS[0])
+    star = replace(square, shape="star", x=CELLS[2])
+    two, three = (Scene(tuple(replace(square, x=CELLS[k]) for k in range(n))) for n in (2, 3))
+    left, right = Scene((square, star)), Scene((replace(square, x=CELLS[2]), replace(star, x=CELLS[0])))
+    for name, query, gold, other in (
+        ("oracle-count", "two green squares", two, three),
+        ("oracle-spatial", "a green square left of a green star", left, right),
+    ):
+        values = reward_named(name)(pixels([gold, other]) * 0.5 + 0.5, [query] * 2)
+        assert values[0] > values[1], name
 
 
 def test_a_short_training_is_saved_as_it_stands(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from promptloop import checkpoint
 from promptloop.objectives.direction import Direction
 from promptloop.processes import Processes
-from promptloop.recipes import gallery, lists, loaded, parts, runs
+from promptloop.recipes import gallery, loaded, parts, runs
 from promptloop.recipes.digests import digest_of
 from promptloop.recipes.images import read
 from promptloop.recipes.progress import Progress, telling
@@ -36,17 +36,17 @@ def d2_align(
     """Trains, and leaves in `run` the direction (`run/reward`), checkpoints, metrics and a card."""
     Processes.alone(recipe)
     file = list_of(settings.images)
-    rows = lists.rows(file, "image", "prompt")
-    files = [lists.file_at(file.parent / row["image"].strip(), file) for row in rows]
+    pictures = gallery.pictures_in(file)
+    known = digest_of([file, *(picture.file for picture in pictures)])
     device = parts.device_named(settings.device)
-    with runs.begin(run, recipe, settings, resume=resume, prompts=digest_of([file, *files]), say=say):
+    with runs.begin(run, recipe, settings, resume=resume, prompts=known, say=say):
         reward = reward_named(settings.reward, device)
         for word in runs.record(run, digests(settings), asdict(settings.training())):
             say(word)
         corrected = Directional(reward, omega=settings.omega)
         reward.requires_grad_(False)
         corrected.direction.requires_grad_(True)
-        seen, said = points(corrected, files, [row["prompt"].strip() for row in rows], progress)
+        seen, said = points(corrected, pictures, progress)
         checkpoint.seed_generators(settings.seed)
         done = train(
             Direction(corrected, seen, said, settings.batch, settings.seed),
@@ -88,14 +88,14 @@ def digests(settings: D2Align) -> dict[str, str]:
 
 @torch.no_grad()
 def points(
-    corrected: Directional, files: list[Path], prompts: list[str], progress: Progress | None
+    corrected: Directional, pictures: list[gallery.Picture], progress: Progress | None
 ) -> tuple[Tensor, Tensor]:
     """Pictures and texts [N, D] as the two towers have them."""
     reward, size, seen, said = corrected.reward, corrected.reward.batch, [], []
-    for k in range(0, len(files), size):
-        pixels = torch.cat([reward.pixels(read(file)[None]) for file in files[k : k + size]])
-        seen.append(reward.seen(pixels))
-        said.append(reward.said(reward.ids(prompts[k : k + size])))
+    for k in range(0, len(pictures), size):
+        some = pictures[k : k + size]
+        seen.append(reward.seen(torch.cat([reward.pixels(read(picture.file)[None]) for picture in some])))
+        said.append(reward.said(reward.ids([picture.prompt for picture in some])))
         if progress is not None:
-            progress("looking at the images", min(k + size, len(files)), len(files))
+            progress("looking at the images", k + len(some), len(pictures))
     return torch.cat(seen), torch.cat(said)

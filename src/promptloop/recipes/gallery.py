@@ -59,11 +59,10 @@ class Member:
 @final
 @dataclass(frozen=True)
 class Picture:
-    """One image of the gallery."""
+    """One image and what was asked for."""
 
     file: Path
     prompt: str
-    member: str
 
 
 def members(said: str) -> tuple[Member, ...]:
@@ -82,17 +81,18 @@ def folder_of(said: str) -> Path:
 
 def there(folder: Path) -> list[Picture]:
     """The gallery that the folder holds; ValueError where it holds none, or one with a file missing."""
-    file = folder / LIST
-    if not file.is_file():
+    if not (folder / LIST).is_file():
         raise ValueError(f"{folder} holds no gallery ({LIST} is missing)")
-    return [
-        Picture(
-            lists.file_at(folder / row["image"].strip(), file),
-            row["prompt"].strip(),
-            str(row.get("member", "")),
-        )
-        for row in lists.rows(file, "image", "prompt")
-    ]
+    return pictures_in(folder / LIST)
+
+
+def pictures_in(file: Path) -> list[Picture]:
+    """The images of a .jsonl or .csv of image and prompt, beside it; ValueError naming what is missing."""
+    found = []
+    for row in lists.rows(file, "image", "prompt"):
+        image = lists.file_at(file.parent / row["image"].strip(), file)
+        found.append(Picture(image, row["prompt"].strip()))
+    return found
 
 
 def draw(
@@ -111,13 +111,14 @@ def draw(
     folder.mkdir(parents=True, exist_ok=True)
     rows, done, whole = [], 0, len(queries) * len(who) * each
     for m, member in enumerate(who):
-        drawing = Drawing.of(member, device)
+        drawing = None
         for first in range(0, len(queries), AT_ONCE):
             some = [query for query in queries[first : first + AT_ONCE] for _ in range(each)]
             begin = (m * len(queries) + first) * each
             names = [f"{begin + k:06d}.png" for k in range(len(some))]
             seeds = [1_000_003 * seed + begin + k for k in range(len(some))]
             if not all((folder / name).is_file() for name in names):
+                drawing = drawing or Drawing.of(member, device)
                 for name, image in zip(names, drawing.images(some, seeds), strict=True):
                     part = folder / f".{name}.part"
                     Image.fromarray(image).save(part, "png")

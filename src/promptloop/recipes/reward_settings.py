@@ -54,12 +54,6 @@ class RewardTraining:
     save_every: Annotated[int, "updates between checkpoints"] = 100
     device: Annotated[str, "auto, cpu, cuda, cuda:1, mps"] = "auto"
 
-    def training(self) -> Training:
-        from promptloop.train import Training
-
-        return Training(self.steps, 1, self.lr, self.warmup, weight_decay=self.weight_decay,
-                        save_every=self.save_every, average=self.average)  # fmt: skip
-
     def __post_init__(self) -> None:
         checked(self)
 
@@ -100,12 +94,6 @@ class MiniReward:
     save_every: Annotated[int, "updates between checkpoints"] = 50
     device: Annotated[str, "auto, cpu, cuda, cuda:1, mps"] = "auto"
 
-    def training(self) -> Training:
-        from promptloop.train import Training
-
-        return Training(self.steps, 1, self.lr, self.warmup, weight_decay=self.weight_decay,
-                        save_every=self.save_every, average=self.average)  # fmt: skip
-
     def __post_init__(self) -> None:
         for name in ("queries", "images"):
             if getattr(self, name) < 1:
@@ -119,6 +107,13 @@ class MiniReward:
         checked(self)
 
 
+def training_of(settings: RewardTraining | MiniReward) -> Training:
+    from promptloop.train import Training
+
+    return Training(settings.steps, 1, settings.lr, settings.warmup, weight_decay=settings.weight_decay,
+                    save_every=settings.save_every, average=settings.average)  # fmt: skip
+
+
 def checked(settings: RewardTraining | MiniReward) -> None:
     """Fills in the scale; ValueError for settings that cannot train."""
     from promptloop.objectives.bradley_terry import check
@@ -126,7 +121,7 @@ def checked(settings: RewardTraining | MiniReward) -> None:
     kind = one_of(settings.reward.partition(":")[0], SCALES, "reward to train")
     if settings.scale is None:
         object.__setattr__(settings, "scale", SCALES[kind])
-    settings.training()
+    training_of(settings)
     assert settings.scale is not None
     check(settings.scale, settings.batch, settings.pairs_per_part)
     if not 0 <= settings.held_out < 1:

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from promptloop import checkpoint
 from promptloop.interrupt import Interrupt, Stopped
-from promptloop.json_file import read_object
 from promptloop.objectives.bradley_terry import BradleyTerry, Choice
 from promptloop.objectives.contract import Batch
 from promptloop.processes import Processes
@@ -21,7 +20,7 @@ from promptloop.recipes import choices, gallery, loaded, parts, runs
 from promptloop.recipes.digests import digest_of
 from promptloop.recipes.images import read
 from promptloop.recipes.progress import Progress, telling
-from promptloop.recipes.reward_settings import EMBEDDED, MiniReward, RewardTraining
+from promptloop.recipes.reward_settings import EMBEDDED, MiniReward, RewardTraining, training_of
 from promptloop.recipes.rewards import own_scale, reward_named
 from promptloop.rewards.towers import TwoTowers
 from promptloop.train import After, Line, train
@@ -49,7 +48,8 @@ def reward_training(
     reward, kind = start(settings)
     with runs.begin(run, recipe, settings, resume=resume, prompts=known, say=say):
         noted(settings, run, loaded_for(settings), reward, say)
-        return learned(settings, run, recipe, reward, kind, found, progress, say, training)
+        sides = choices.parted(found, settings.held_out, settings.seed)
+        return learned(settings, run, recipe, reward, kind, sides, progress, training)
 
 
 def mini_reward(
@@ -69,7 +69,8 @@ def mini_reward(
     pictures = [] if who else gallery.there(gallery.folder_of(settings.gallery))
     others = {f"member {member}": member.digest() for member in who}
     if pictures:
-        others["gallery"] = digest_of([picture.file for picture in pictures])
+        folder = gallery.folder_of(settings.gallery)
+        others["gallery"] = digest_of([folder / gallery.LIST, *(picture.file for picture in pictures)])
     if number := loaded.of_reward(settings.judge):
         others["judge"] = number
     reward, kind = start(settings)
@@ -84,11 +85,11 @@ def mini_reward(
             say(f"{len(rows)} pairs of {len(pictures)} images that {settings.judge} tells apart")
         found = choices.choices_in(run / PAIRS)
         try:
-            choices.parted(found, settings.held_out, settings.seed)
+            sides = choices.parted(found, settings.held_out, settings.seed)
         except ValueError as error:
             kept = f"; the images are kept: --gallery {run} with another --out" if who else ""
             raise ValueError(f"{error}{kept}") from None
-        return learned(settings, run, recipe, reward, kind, found, progress, say, training)
+        return learned(settings, run, recipe, reward, kind, sides, progress, training)
 
 
 def drawn(
@@ -129,21 +130,23 @@ def noted(
 ) -> None:
     """Parts what is trained from what is not, and holds the run to what it was begun with."""
     layers = free(reward.network, settings.frozen)
-    for word in runs.record(run, known, asdict(settings.training()) | {"layers": layers}):
+    for word in runs.record(run, known, asdict(training_of(settings)) | {"layers": layers}):
         say(word)
-    for name, then in earlier(settings).items():
-        if getattr(settings, name) != then:
-            say(f"{settings.reward} was trained with {name} {then}, this run has {getattr(settings, name)}: "
-                "prompts held out here are among those that it has learned from")  # fmt: skip
+    before = earlier(settings.reward)
+    if before and (before[0] != settings.seed or before[1] < settings.held_out):
+        say(f"{settings.reward} was trained with seed {before[0]} and held_out {before[1]}, this run has "
+            f"{settings.seed} and {settings.held_out}: prompts held out here may be among those that it has "
+            "learned from")  # fmt: skip
 
 
-def earlier(settings: RewardTraining | MiniReward) -> dict[str, Any]:
-    """What parted the prompts of the run that has trained `settings.reward`; nothing where none has."""
-    folder = Path(settings.reward.partition(":")[2]).expanduser()
-    if settings.reward == EMBEDDED or not (folder / runs.CONFIG).is_file():
-        return {}
-    found = read_object(folder / runs.CONFIG).get("settings", {})
-    return {name: found[name] for name in ("seed", "held_out") if name in found}
+def earlier(said: str) -> tuple[int, float] | None:
+    """(seed, held_out), which parted the prompts of the run that has trained the reward; None for others."""
+    folder = Path(said.partition(":")[2]).expanduser()
+    for run in (folder, folder.parent):  # RUN, or RUN/reward
+        if ":" in said and parts.trained_role(run) == runs.REWARD:
+            found = runs.config_of(run)["settings"]
+            return (found["seed"], found["held_out"]) if "held_out" in found else None
+    return None
 
 
 def learned(
@@ -152,13 +155,12 @@ def learned(
     recipe: str,
     reward: TwoTowers,
     kind: str,
-    found: Sequence[Choice],
+    sides: tuple[list[Choice], list[Choice]],
     progress: Progress | None,
-    say: Callable[[str], None],
     training: dict[str, Any],
 ) -> dict[str, Any]:
     """The training itself; what the run tells at its end."""
-    own, held = choices.parted(found, settings.held_out, settings.seed)
+    own, held = sides
     scale = settings.scale
     assert scale is not None
 
@@ -172,7 +174,7 @@ def learned(
     done = train(
         objective,
         reward.network,
-        settings.training(),
+        training_of(settings),
         run,
         processes=Processes(),
         after=[*looks, telling(progress, settings.steps, "right")],

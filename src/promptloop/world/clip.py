@@ -10,7 +10,6 @@ batches ask it: rewards are learned from it (`promptloop train mini-reward`).
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import random
@@ -25,7 +24,7 @@ from promptloop.rewards.clip import PickScore
 from promptloop.rewards.words import FILE, Words
 from promptloop.world import weights
 from promptloop.world.captions import describe
-from promptloop.world.fit import fit
+from promptloop.world.fit import command, fit
 from promptloop.world.lessons import user_says
 from promptloop.world.render import render
 from promptloop.world.scene import random_scene
@@ -127,15 +126,5 @@ def train(out: Path, *, seed: int, scenes: int = SCENES, steps: int = STEPS) -> 
     return found
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=2)
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    print(train(args.out, seed=args.seed))
-
-
 if __name__ == "__main__":
-    main()
+    command(__doc__, train)

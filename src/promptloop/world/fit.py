@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import os
@@ -13,6 +14,17 @@ import torch
 from torch import Tensor, nn
 
 from promptloop.swap import in_place, put
+
+
+def command(doc: str | None, train: Callable[..., dict[str, float]]) -> None:
+    """`python -m ... --out DIR --seed 0`: trains, and prints what came of it."""
+    parser = argparse.ArgumentParser(description=(doc or "").split("\n")[0])
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    print(train(args.out, seed=args.seed))
 
 
 def fit(

@@ -9,7 +9,6 @@ of a backbone. It reads with frozen eyes (mini-vlm's vision tower) and ears (min
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import random
@@ -25,7 +24,7 @@ from torch import Tensor, nn
 from promptloop.world import weights
 from promptloop.world.autoencoder import pixels
 from promptloop.world.captions import Ask, describe
-from promptloop.world.fit import fit
+from promptloop.world.fit import command, fit
 from promptloop.world.lessons import near_miss, user_says
 from promptloop.world.oracle import grade
 from promptloop.world.scene import Scene, random_scene, random_thing
@@ -215,15 +214,5 @@ def train(out: Path, *, seed: int, count: int = PAIRS, steps: int = STEPS) -> di
     return found
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=2)
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    print(train(args.out, seed=args.seed))
-
-
 if __name__ == "__main__":
-    main()
+    command(__doc__, train)
