@@ -51,7 +51,7 @@ KNOWN: dict[str, Known] = {
     "mini-clip": Known(
         "promptloop.world.clip:mini_clip",
         "the embedded world's CLIP, taught by contrast alone",
-        "about -5 to 25",
+        "about -3 to 19",
         differentiable=True,
     ),
     "imagereward": Known(
